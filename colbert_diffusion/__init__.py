@@ -1,0 +1,51 @@
+"""Diffusion language models as retrievers, in ColBERT's own index.
+
+Importing this package makes a plain ColBERT script accept diffusion checkpoints; it loads neither torch nor colbert.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+if TYPE_CHECKING:
+    from .checkpoint import DiffusionCheckpoint as DiffusionCheckpoint
+    from .checkpoint import default_checkpoint as default_checkpoint
+    from .config import DiffusionConfig as DiffusionConfig
+    from .conversion import convert as convert
+    from .errors import UserError as UserError
+    from .seam.indexing import Indexer as Indexer
+    from .seam.searching import Searcher as Searcher
+    from .seam.updating import IndexUpdater as IndexUpdater
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DiffusionCheckpoint": ".checkpoint",
+    "default_checkpoint": ".checkpoint",
+    "DiffusionConfig": ".config",
+    "UserError": ".errors",
+    "Indexer": ".seam.indexing",
+    "Searcher": ".seam.searching",
+    "IndexUpdater": ".seam.updating",
+    "convert": ".conversion",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Resolve a public name at first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
+
+
+@wrapt.when_imported("colbert")
+def _bind(_: Any) -> None:
+    from .seam import install
+
+    install()

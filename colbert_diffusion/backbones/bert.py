@@ -1,0 +1,42 @@
+"""BERT-family masked language models: one diffusion step is what they were trained for. Absolute positions: pad right."""
+
+from typing import Any
+
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
+
+from .family import Family, Native, PublishedConfig, passed_on
+
+CLASSES: dict[str, tuple[Any, Any]] = {
+    "bert": (BertModel, BertConfig),
+    "distilbert": (DistilBertModel, DistilBertConfig),
+    "roberta": (RobertaModel, RobertaConfig),
+    "xlm-roberta": (XLMRobertaModel, XLMRobertaConfig),
+}
+
+
+def native(published: PublishedConfig) -> Native:
+    model_class, config_class = CLASSES[published["model_type"]]
+    return model_class, config_class(**passed_on(published))
+
+
+BERT = Family(
+    name="bert",
+    model_types=tuple(CLASSES),
+    native=native,
+    renames=(
+        (r"^(bert|distilbert|roberta)\.", ""),
+        (r"\bLayerNorm\.gamma$", "LayerNorm.weight"),  # TensorFlow-era checkpoints
+        (r"\bLayerNorm\.beta$", "LayerNorm.bias"),
+    ),
+    set_aside=r"^(cls|lm_head|pooler|vocab_\w+)\.|^embeddings\.position_ids$",
+    assumed={"is_decoder": False, "position_embedding_type": "absolute"},
+)

@@ -1,0 +1,72 @@
+"""What a family file states: how published weights become one of transformers' own classes. Data, no loading."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ..errors import UserError
+
+PublishedConfig = Mapping[str, Any]  # a backbone's config.json, as published
+Native = tuple[type[PreTrainedModel], PretrainedConfig]
+
+# Bookkeeping of the publisher's own stack; a backbone's torch_dtype never decides ours.
+NOT_PASSED_ON = frozenset(
+    {"architectures", "auto_map", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of published models.
+
+    Args:
+        name: the registry's key, and what `diffusion.json` and `--family` say.
+        model_types: the `model_type`s that select this family by themselves.
+        also: further `model_type`s it reads when named explicitly (the same layout published under another meaning).
+        native: published config.json -> transformers' class and its config.
+        bidirectional: what the attention must prove to be at every load.
+        renames: (pattern, replacement) in order, applied to weight and adapter names alike.
+        set_aside: published tensors that an encoder has no use for (heads, poolers).
+        assumed: published config fields the native class takes for granted, with the only value it reproduces.
+        tokenizer: transformers' tokenizer class; None: AutoTokenizer decides.
+        mask_token: the mask's string where the published tokenizer does not declare it.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    native: Callable[[PublishedConfig], Native]
+    bidirectional: bool = True
+    also: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ((r"^model\.", ""),)
+    set_aside: str = r"^lm_head\."
+    assumed: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
+    mask_token: str | None = None
+
+    def rename(self, published: str) -> str:
+        """The native module or tensor name of a published one."""
+        for pattern, replacement in self.renames:
+            published = re.sub(pattern, replacement, published)
+        return published
+
+    def is_set_aside(self, native_name: str) -> bool:
+        return re.match(self.set_aside, native_name) is not None
+
+    def check_assumptions(self, published: PublishedConfig) -> None:
+        """Raises UserError when a field has a value that the native class would silently compute otherwise."""
+        for name, value in self.assumed.items():
+            if name in published and published[name] != value:
+                raise UserError(
+                    f"family {self.name} reproduces {name}={value!r} only, this backbone's config.json says "
+                    f"{published[name]!r}; it needs a family of its own in colbert_diffusion/backbones"
+                )
+
+
+def passed_on(published: PublishedConfig, names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The fields for a native config: with `names` (published -> native) only those, else all but bookkeeping."""
+    if names is not None:
+        return {native: published[name] for name, native in names.items() if published.get(name) is not None}
+    return {name: value for name, value in published.items() if name not in NOT_PASSED_ON}

@@ -1,0 +1,165 @@
+"""Files of a published backbone -> a Backbone. Safetensors and JSON only: nothing is unpickled or executed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..config import ADAPTER_CONFIG_FILE
+from ..errors import UserError
+from ..files import read_json
+from . import find_family
+from .adapters import merge_adapter
+from .backbone import Backbone
+from .family import Family, PublishedConfig
+from .probe import prove_attention
+
+WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
+
+
+def load_backbone(
+    folder: Path,
+    *,
+    family: str | None = None,
+    checkpoint: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Backbone:
+    """Load a published backbone into transformers' own class, merge its adapter, prove its attention.
+
+    Args:
+        folder: the published files: config.json, safetensors (sharded or not), tokenizer.
+        family: name in FAMILIES; None: by the config's model_type.
+        checkpoint: folder whose LoRA adapter is merged, whose weights replace the backbone's and whose tokenizer is
+            preferred, each if it is there.
+        dtype: of the weights; RoPE frequencies stay float32.
+
+    Raises:
+        UserError: unsupported model, missing or damaged files, mask tokens that disagree, or attention that does
+            not run the way the family says.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json; a backbone folder holds one beside its safetensors")
+    published = read_json(folder / "config.json")
+    chosen = find_family(str(published.get("model_type")), family)
+    chosen.check_assumptions(published)
+    has_weights = checkpoint is not None and _weight_files(checkpoint)
+    model = _load_model(chosen, published, checkpoint if checkpoint and has_weights else folder, dtype)
+    if checkpoint is not None and (checkpoint / ADAPTER_CONFIG_FILE).is_file():
+        model = merge_adapter(model, checkpoint, chosen)
+    module: torch.nn.Module = model  # transformers' own .to() is typed for a model argument
+    module.requires_grad_(False).to(device)
+
+    tokenizer_folder = checkpoint if checkpoint and any((checkpoint / f).is_file() for f in TOKENIZER_FILES) else folder
+    tokenizer = _load_tokenizer(chosen, tokenizer_folder)
+    backbone = Backbone(chosen, model, tokenizer, _mask_token_id(chosen, published, tokenizer, folder), _filler_id(tokenizer))
+    prove_attention(backbone)
+    return backbone
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS_INDEX_FILE).is_file():
+        index = read_json(folder / WEIGHTS_INDEX_FILE)
+        return [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
+    return [folder / WEIGHTS_FILE] if (folder / WEIGHTS_FILE).is_file() else []
+
+
+def _load_model(family: Family, published: PublishedConfig, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    model_class, config = family.native(published)
+    config.use_cache = False
+    if family.bidirectional:
+        config.is_causal = False  # transformers >= 5.2 then builds bidirectional masks
+    weights = _read_weights(family, folder)
+    with _quiet_transformers(), torch.random.fork_rng(devices=[]):  # BERT's unused pooler is drawn at random
+        loaded: Any = model_class.from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
+        )
+    model: PreTrainedModel = loaded[0]
+    report: dict[str, set[Any]] = loaded[1]
+    problems = {
+        "missing": sorted(name for name in report["missing_keys"] if not family.is_set_aside(name)),
+        "unknown": sorted(report["unexpected_keys"]),
+        "of another shape": sorted(str(entry[0]) for entry in report["mismatched_keys"]),
+    }
+    found = [f"{len(names)} {what} (first: {names[0]})" for what, names in problems.items() if names]
+    if found:
+        raise UserError(f"{folder}: tensors do not fit family {family.name}: {', '.join(found)}; is the download complete?")
+    if family.bidirectional:
+        for module in model.modules():
+            if hasattr(module, "is_causal"):
+                setattr(module, "is_causal", False)  # noqa: B010 - without padding there is no mask: sdpa asks the module
+    return model
+
+
+def _read_weights(family: Family, folder: Path) -> dict[str, Tensor]:
+    files = _weight_files(folder)
+    if not files:
+        raise UserError(f"{folder} has no {WEIGHTS_FILE}; pickled weights are never loaded: convert them to safetensors")
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors = load_file(file)  # memory-mapped: a shard takes memory only as it is copied
+        except (SafetensorError, FileNotFoundError) as error:
+            raise UserError(f"{file} is missing or damaged ({error}); download it again") from error
+        weights.update((family.rename(name), tensor) for name, tensor in tensors.items())
+    return {name: tensor for name, tensor in weights.items() if not family.is_set_aside(name)}
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its loading report and bar: what is missing or unknown raises here."""
+    untyped: Any = logging
+    verbosity, bars = untyped.get_verbosity(), untyped.is_progress_bar_enabled()
+    untyped.set_verbosity_error()
+    untyped.disable_progress_bar()
+    try:
+        yield
+    finally:
+        untyped.set_verbosity(verbosity)
+        if bars:
+            untyped.enable_progress_bar()
+
+
+def _load_tokenizer(family: Family, folder: Path) -> PreTrainedTokenizerBase:
+    tokenizer_class: Any = getattr(transformers, family.tokenizer or "AutoTokenizer")
+    with _quiet_transformers():
+        try:
+            tokenizer: PreTrainedTokenizerBase = tokenizer_class.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{folder}: its tokenizer does not load ({reason}); are the tokenizer files there?") from error
+    if family.mask_token is not None and tokenizer.mask_token is None:
+        tokenizer.mask_token = family.mask_token
+    return tokenizer
+
+
+def _mask_token_id(family: Family, published: PublishedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> int | None:
+    """From the tokenizer and from config.json: one may be silent, they may not differ."""
+    if not family.bidirectional:
+        return None
+    by_config, by_tokenizer = published.get("mask_token_id"), tokenizer.mask_token_id
+    if by_config is None and by_tokenizer is None:
+        raise UserError(f"{folder}: neither config.json nor the tokenizer names a mask token; add mask_token_id to config.json")
+    if by_config is not None and by_tokenizer is not None and by_config != by_tokenizer:
+        raise UserError(
+            f"{folder}: config.json says mask_token_id {by_config}, the tokenizer's {tokenizer.mask_token} is "
+            f"{by_tokenizer}; they must agree: correct the wrong one"
+        )
+    return int(by_config if by_config is not None else by_tokenizer)
+
+
+def _filler_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((int(token_id) for token_id in known if token_id is not None), 0)

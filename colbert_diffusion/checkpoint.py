@@ -1,0 +1,213 @@
+"""DiffusionCheckpoint: a checkpoint folder as an encoder, with the surface that ColBERT calls. Never imports colbert."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .backbones.loading import load_backbone
+from .config import COLBERT_FILE, VECTORS, Side
+from .encoder import Encoder, Vectors
+from .errors import UserError
+from .identity import identify
+from .progress import Progress, progress_bar
+from .projection import load_projection
+from .vectors import VectorFiles
+
+
+def default_checkpoint() -> str:
+    """Path of the small checkpoint that ships with the package."""
+    return str(Path(__file__).parent / "models" / "small")
+
+
+class DiffusionCheckpoint:
+    """A diffusion language model that reads a text once and gives k vectors.
+
+    Args:
+        path: checkpoint folder, released DiffRetriever folder, or hub id of either.
+        colbert_config: ColBERT passes its config here; its dim must be the checkpoint's.
+        verbose: ColBERT passes it; 0 shows no progress bars.
+        device: None: the GPU if there is one.
+        dtype: "float32", "bfloat16" or "float16"; None: the checkpoint's own word, else float32 on CPU and
+            bfloat16 on GPU.
+        batch_tokens: tokens of one padded batch; None: by device.
+
+    Raises:
+        UserError: not a checkpoint, or anything in it that would give wrong vectors.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        colbert_config: Any = None,
+        verbose: int = 3,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | None = None,
+        batch_tokens: int | None = None,
+    ) -> None:
+        self.identity = identify(path, device=device, dtype=dtype)
+        self.path, self.config = self.identity.path, self.identity.config
+        self.verbose = verbose
+        check_dim(colbert_config, self.config.dim, self.path)
+        backbone = load_backbone(
+            self.identity.backbone_path,
+            family=self.config.family,
+            checkpoint=self.path,
+            dtype=getattr(torch, self.identity.dtype),
+            device=self.identity.device,
+        )
+        projection = load_projection(self.config, self.path, backbone.hidden_size)
+        self.encoder = Encoder(backbone, self.config, projection, batch_tokens)
+        # ColBERT assigns .query_tokenizer.query_maxlen before every encoding (searcher.py:60).
+        self.query_tokenizer = SimpleNamespace(query_maxlen=self.config.k_query)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return f"DiffusionCheckpoint({str(self.path)!r}, k_query={c.k_query}, k_passage={c.k_passage}, dim={c.dim})"
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.backbone.device
+
+    def encode_query(self, queries: Sequence[str], *, show_progress_bar: bool = False) -> list[Vectors]:
+        """Encode queries: one float32 array (k_query, dim) each, L2-normalised, in input order.
+
+        Raises:
+            UserError: a single string instead of a list, or an item that is not a string.
+        """
+        return self._encode_all(queries, "query", show_progress_bar)
+
+    def encode_document(self, documents: Sequence[str], *, show_progress_bar: bool = False) -> list[Vectors]:
+        """Encode passages: one float32 array (k_passage, dim) each, L2-normalised, in input order.
+
+        Raises:
+            UserError: a single string instead of a list, or an item that is not a string.
+        """
+        return self._encode_all(documents, "passage", show_progress_bar)
+
+    def iter_document(self, documents: Iterable[str], progress: Progress | None = None) -> Iterator[Vectors]:
+        """As `encode_document`, one by one from any iterable and in bounded memory."""
+        return self.encoder.encode(documents, "passage", progress=progress)
+
+    def _encode_all(self, texts: Sequence[str], side: Side, show_progress_bar: bool) -> list[Vectors]:
+        if isinstance(texts, str):
+            raise UserError(f'encode takes a list of texts, not one string; pass ["{texts[:20]}..."]')
+        with progress_bar(len(texts), f"encode {side}", show=show_progress_bar) as progress:
+            return list(self.encoder.encode(texts, side, progress=progress))
+
+    def rerank(self, query: str, passages: Sequence[str]) -> list[tuple[int, float]]:
+        """Exact MaxSim (DiffRetriever eq. 1): [(position in `passages`, score), ...], best first, ties in input order.
+
+        The score is the sum over the query's vectors of the largest dot product with a passage vector, not divided
+        by k_query and not floored at 0.
+        """
+        [q] = self.encode_query([query])
+        scores = [float((q @ d.T).max(axis=1).sum()) for d in self.encode_document(passages)]
+        return sorted(enumerate(scores), key=lambda pair: -pair[1])
+
+    # What ColBERT calls ---------------------------------------------------------------------------------------
+
+    def cuda(self) -> "DiffusionCheckpoint":
+        """ColBERT asks for this when a GPU is visible (searcher.py:45); the backbone is there since loading."""
+        return self
+
+    def docFromText(  # noqa: N802 - ColBERT's name (indexing/collection_encoder.py:26)
+        self,
+        docs: Sequence[str],
+        bsize: int | None = None,
+        keep_dims: bool | str = "flatten",
+        showprogress: bool = False,
+        pool_factor: int = 1,
+        clustering_mode: str = "hierarchical",
+        protected_tokens: int = 0,
+    ) -> tuple[Tensor, list[int]]:
+        """Passages -> (D (sum of lengths, dim), lengths), in input order; D float32 on CPU, float16 with a GPU.
+
+        `bsize` and `clustering_mode` are ColBERT's and mean nothing here: batches are filled by tokens.
+
+        Raises:
+            UserError: `pool_factor` or `keep_dims` asks for what this checkpoint does not do.
+        """
+        check_call(keep_dims, pool_factor)
+        vectors = self.encode_document(docs, show_progress_bar=showprogress and self.verbose > 0)
+        return flatten(vectors, self.config.dim, self.device)
+
+    def queryFromText(  # noqa: N802 - ColBERT's name (searcher.py:61)
+        self,
+        queries: Sequence[str],
+        bsize: int | None = None,
+        to_cpu: bool = False,
+        context: object = None,
+        full_length_search: bool = False,
+    ) -> Tensor:
+        """Queries -> float32 (n, k_query, dim), on CPU; `full_length_search` changes nothing: k is fixed."""
+        vectors = self.encode_query(queries)
+        shape = (len(vectors), self.config.k_query, self.config.dim)
+        return torch.from_numpy(np.stack(vectors)) if vectors else torch.empty(shape)
+
+
+class VectorCheckpoint:
+    """Vector files as a checkpoint: documents, given by pid, come from the files; queries from the model that made them."""
+
+    def __init__(self, path: str | Path, colbert_config: Any = None, verbose: int = 3) -> None:
+        self.files = VectorFiles(Path(path))
+        self.verbose = verbose
+        check_dim(colbert_config, self.files.dim, self.files.folder)
+        self.query_tokenizer = SimpleNamespace(query_maxlen=None)
+
+    @cached_property
+    def _model(self) -> DiffusionCheckpoint:
+        return DiffusionCheckpoint(self.files.checkpoint, verbose=self.verbose)
+
+    def cuda(self) -> "VectorCheckpoint":
+        return self
+
+    def docFromText(  # noqa: N802
+        self, docs: Sequence[int], *, keep_dims: bool | str = "flatten", pool_factor: int = 1, **_: object
+    ) -> tuple[Tensor, list[int]]:
+        """As DiffusionCheckpoint.docFromText, for pids.
+
+        Raises:
+            UserError: texts instead of pids, or a pid that is not in the files.
+        """
+        check_call(keep_dims, pool_factor)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return flatten(list(self.files.read(docs)), self.files.dim, device)
+
+    def queryFromText(self, queries: Sequence[str], **options: Any) -> Tensor:  # noqa: N802
+        return self._model.queryFromText(queries, **options)
+
+
+def open_checkpoint(path: str, colbert_config: Any = None, verbose: int = 3) -> DiffusionCheckpoint | VectorCheckpoint:
+    """The checkpoint class for a folder of ours."""
+    opened = VectorCheckpoint if VECTORS.matches(Path(path)) else DiffusionCheckpoint
+    return opened(path, colbert_config, verbose)
+
+
+def flatten(vectors: Sequence[Vectors], dim: int, device: torch.device) -> tuple[Tensor, list[int]]:
+    """Per-passage arrays -> ColBERT's packed (D, doclens)."""
+    packed = torch.from_numpy(np.concatenate(vectors)) if vectors else torch.empty(0, dim)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32  # asserted at collection_indexer.py:366-370
+    return packed.to(dtype), [len(v) for v in vectors]
+
+
+def check_dim(colbert_config: Any, dim: int, path: Path) -> None:
+    """Raises UserError when a ColBERTConfig asks for another dim: ColBERT would override one with the other silently."""
+    if colbert_config is not None and colbert_config.assigned.get("dim") and colbert_config.dim != dim:
+        raise UserError(
+            f"the config says dim={colbert_config.dim}, {path} gives {dim}; "
+            f"leave dim out of the config ({COLBERT_FILE} carries it)"
+        )
+
+
+def check_call(keep_dims: bool | str, pool_factor: int) -> None:
+    if pool_factor != 1:
+        raise UserError(f"pool_factor={pool_factor}: pooling is not done on masked positions; choose a smaller k_passage")
+    if keep_dims != "flatten":
+        raise UserError(f'keep_dims={keep_dims!r} is not supported, only "flatten" (ColBERT\'s indexer); use encode_document')

@@ -1,0 +1,247 @@
+"""The command line: parses, calls, prints. Everything heavy is imported by the command that needs it."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Diffusion language models as retrievers, in ColBERT's own index.",
+)
+
+Texts = Annotated[Path, typer.Argument(help="A .tsv (pid, text), a .jsonl, or a BEIR folder.", show_default=False)]
+Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint folder or hub id; without it the small default checkpoint.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option(help="Show tracebacks and ColBERT's own output.")] = False) -> None:
+    """Diffusion language models as retrievers, in ColBERT's own index."""
+
+
+@app.command()
+def encode(ctx: typer.Context, texts: Texts, out: Path, checkpoint: Checkpoint = None, as_json: Json = False) -> None:
+    """Encode passages into vector files, to index many times. Interrupted, it goes on where it stopped."""
+    from .checkpoint import DiffusionCheckpoint, default_checkpoint
+    from .collection import read_collection
+    from .identity import identify
+    from .vectors import encode_to
+
+    passages = read_collection(texts)
+    started = time.monotonic()
+    identity = identify(checkpoint or default_checkpoint())
+    encode_to(out, identity, lambda: DiffusionCheckpoint(identity.path), passages, show_progress_bar=True)
+    _report(as_json, {"vectors": str(out), "passages": len(passages), "seconds": round(time.monotonic() - started, 1)})
+
+
+@app.command()
+def index(
+    ctx: typer.Context,
+    texts: Texts,
+    index: Annotated[Path, typer.Argument(help="Folder to build the index in.", show_default=False)],
+    checkpoint: Checkpoint = None,
+    vectors: Annotated[Path | None, typer.Option(help="Vector files made by `encode` from the same texts.")] = None,
+    nbits: Annotated[int | None, typer.Option(help="Bits per dimension: 1, 2, 4 or 8; default: the checkpoint's.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an index that is there, once the new one is complete.")] = False,
+    skip_bad: Annotated[bool, typer.Option(help="Leave malformed lines out and write them to TEXTS.skipped.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build an index with ColBERT's own indexer. Interrupted, the same command goes on where it stopped."""
+    if checkpoint is not None and vectors is not None:
+        raise UserError("--checkpoint and --vectors exclude each other: vector files name the checkpoint that made them")
+    started = time.monotonic()
+    collection = _read_skipping(texts) if skip_bad else str(texts)
+    with _quiet(ctx):
+        from colbert.infra import ColBERTConfig, Run, RunConfig
+
+        from .seam.indexing import Indexer
+
+        config = ColBERTConfig() if nbits is None else ColBERTConfig(nbits=nbits)
+        with Run().context(RunConfig(index_root=str(index.absolute().parent))):
+            indexer = Indexer(str(vectors) if vectors else checkpoint, config)
+            path = Path(indexer.index(index.name, collection, overwrite=overwrite))
+    about = json.loads((path / "metadata.json").read_text())
+    passages = round(about["num_embeddings"] / about["avg_doclen"])
+    stored = sum(file.stat().st_size for pattern in ("*.codes.pt", "*.residuals.pt") for file in path.glob(pattern))
+    _report(
+        as_json,
+        {
+            "index": str(path),
+            "passages": passages,
+            "vectors": about["num_embeddings"],
+            "partitions": about["num_partitions"],
+            "nbits": about["config"]["nbits"],
+            "bytes_per_passage": round(stored / passages),
+            "seconds": round(time.monotonic() - started, 1),
+        },
+    )
+
+
+@app.command()
+def search(
+    ctx: typer.Context,
+    index: Annotated[Path, typer.Argument(help="Index folder.", show_default=False)],
+    queries: Annotated[list[str] | None, typer.Argument(help="Questions.", show_default=False)] = None,
+    queries_file: Annotated[Path | None, typer.Option("--queries", help="A .tsv, a .jsonl or a BEIR folder.")] = None,
+    k: Annotated[int, typer.Option("-k", help="Passages per query.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Search an index with ColBERT's own searcher."""
+    from .collection import read_queries
+
+    asked = dict(enumerate(queries)) if queries else (read_queries(queries_file) if queries_file else {})
+    if not asked:
+        raise UserError('nothing to search for: colbert-diffusion search INDEX "a question", or --queries FILE')
+    with _quiet(ctx):
+        from .seam.searching import Searcher
+
+        searcher = Searcher(index.name, index_root=str(index.absolute().parent))
+        found = [(query, *searcher.search(query, k=k)) for query in asked.values()]
+    for query, pids, ranks, scores in found:
+        topk = [
+            {"rank": rank, "score": score, "pid": pid, "text": searcher.collection[pid]}
+            for pid, rank, score in zip(pids, ranks, scores, strict=True)
+        ]
+        if as_json:
+            print(json.dumps({"query": query, "topk": topk}, ensure_ascii=False))
+        else:
+            _print_table(query, topk)
+
+
+@app.command()
+def verify(index: Annotated[Path, typer.Argument(help="Index folder.", show_default=False)], as_json: Json = False) -> None:
+    """Hash every file of an index against its manifest; exit code 1 when one differs."""
+    from .manifest import verify as differences
+
+    found = differences(index)
+    if as_json:
+        print(json.dumps({"index": str(index), "differences": found}))
+    else:
+        print("\n".join(found) if found else f"{index}: every file is as it was written")
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Backbone or released DiffRetriever checkpoint: hub id or folder.")],
+    out: Annotated[Path, typer.Argument(help="Checkpoint folder to write.", show_default=False)],
+    dim: Annotated[int, typer.Option(help="Size of the vectors.")] = 128,
+    fit_on: Annotated[Path | None, typer.Option(help="Passages to fit the projection on: .tsv, .jsonl or BEIR folder.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Where a release's base is, if not where its adapter says.")] = None,
+    family: Annotated[str | None, typer.Option(help="Backbone family, where its model_type does not tell.")] = None,
+    readout: Annotated[str, typer.Option(help="masked, mean or last (bare backbones).")] = "masked",
+    k_query: Annotated[int, typer.Option(help="Vectors per query (bare backbones).")] = 4,
+    k_passage: Annotated[int, typer.Option(help="Vectors per passage (bare backbones).")] = 16,
+    prompts: Annotated[Path | None, typer.Option(help="JSON with prefix, suffix, tail for query and passage.")] = None,
+) -> None:
+    """Make a checkpoint that ColBERT can index from a backbone or a released DiffRetriever checkpoint."""
+    from .collection import read_collection
+    from .conversion import convert as run
+    from .files import read_json
+
+    checkpoint = run(
+        source,
+        out,
+        dim=dim,
+        fit_on=read_collection(fit_on) if fit_on else (),
+        backbone=backbone,
+        family=family,
+        readout=readout,
+        k_query=k_query,
+        k_passage=k_passage,
+        prompts=read_json(prompts) if prompts else None,
+        show_progress_bar=True,
+    )
+    typer.echo(f"{checkpoint}\nnext: colbert-diffusion index TEXTS INDEX --checkpoint {out}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: packages, GPU, compiler, ColBERT unedited, disk. Exit code 1 when a check fails."""
+    from dataclasses import asdict
+
+    from .doctor import diagnose
+
+    findings = diagnose()
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        for found in findings:
+            print(f"{found.status:4}  {found.name:12}  {found.detail}" + (f" -> {found.remedy}" if found.remedy else ""))
+    if any(finding.status == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _read_skipping(texts: Path) -> list[str]:
+    """The readable passages; the other lines go to a file, each behind its number and the reason."""
+    from .collection import Skipped, read_collection
+    from .files import written_aside
+
+    skipped: list[Skipped] = []
+    passages = read_collection(texts, skipped)
+    if skipped:
+        out = texts.with_name(texts.name + ".skipped")
+        with written_aside(out) as aside, aside.open("wb") as file:
+            for line, reason, raw in skipped:
+                file.write(f"{line}\t{reason}\t".encode() + raw.rstrip(b"\n") + b"\n")
+        typer.echo(f"{len(skipped)} lines left out, see {out}; pids count the {len(passages)} that are left", err=True)
+    return passages
+
+
+def _report(as_json: bool, facts: dict[str, Any]) -> None:
+    print(json.dumps(facts) if as_json else "  ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
+
+
+def _print_table(query: str, topk: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=query, title_justify="left", title_style="bold", expand=True)
+    for name, justify in (("rank", "right"), ("score", "right"), ("pid", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("text", ratio=1)
+    for row in topk:
+        text = row["text"] if len(row["text"]) <= 240 else row["text"][:239] + "…"
+        table.add_row(str(row["rank"]), f"{row['score']:.3f}", str(row["pid"]), text, style=None)
+    Console().print(table)
+
+
+@contextmanager
+def _quiet(ctx: typer.Context) -> Iterator[None]:
+    """ColBERT, faiss and the compiler talk a lot; --debug lets them."""
+    from .progress import only_our_output
+
+    if ctx.find_root().params.get("debug"):
+        yield
+        return
+    with only_our_output(Path(os.devnull)):
+        yield
+
+
+def main() -> None:
+    """Entry point of `colbert-diffusion`: errors are one line and exit code 2, a traceback only with --debug."""
+    try:
+        app(prog_name="colbert-diffusion")
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        expected = isinstance(error, UserError | OSError)
+        text = str(error) if expected else f"unexpected {type(error).__name__}: {error}; --debug shows the traceback"
+        typer.echo("error: " + " ".join(text.split()), err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Reading collections and queries: ColBERT's TSV, JSONL, BEIR folders. Knows nothing about models.
+
+Every fault is one line with file and line number, raised before any work is done on the texts.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import UserError
+
+COLLECTION_FILE = "collection.tsv"  # in an index: the copy of a collection that is no TSV of its own
+
+
+class Skipped(NamedTuple):
+    """A line that could not be read: its number from 1, why, and its bytes."""
+
+    line: int
+    reason: str
+    raw: bytes
+
+
+class Entry(NamedTuple):
+    key: str
+    text: str
+
+
+Parse = Callable[[int, str], Entry]  # (line number from 1, line) -> entry; raises UserError with the reason alone
+
+
+def read_collection(path: str | Path, skipped: list[Skipped] | None = None) -> list[str]:
+    """Passages by pid (their position).
+
+    A `.tsv` has `pid <tab> text [<tab> title]` with pids 0, 1, 2, ... and gives `title | text`, as ColBERT reads it
+    (evaluation/loaders.py:161); a `.jsonl`, or a BEIR folder's `corpus.jsonl`, has objects with `text` (or
+    `contents`) and perhaps `title`, and gives `title text`, as BEIR does.
+
+    Args:
+        skipped: where given, bad lines are collected there instead of raised, and pids count the lines that are left.
+
+    Raises:
+        UserError: unknown kind of file, a malformed line, or no passages.
+    """
+    path = _find(Path(path), "corpus.jsonl")
+    parse: Parse = _parse_json
+    if path.suffix == ".tsv":
+        parse = _parse_tsv_passage if skipped is None else _unseen(set())
+    texts = [entry.text for entry in _entries(path, parse, skipped)]
+    if not texts:
+        raise UserError(f"{path} has no passages")
+    return texts
+
+
+def read_queries(path: str | Path) -> dict[str, str]:
+    """Queries by id: `.tsv` with `qid <tab> text`, `.jsonl` with `_id` and `text`, or a BEIR folder.
+
+    Raises:
+        UserError: as `read_collection`, or an id that occurs twice.
+    """
+    path = _find(Path(path), "queries.jsonl")
+    queries: dict[str, str] = {}
+    for number, (qid, text) in enumerate(_entries(path, _parse_tsv if path.suffix == ".tsv" else _parse_json), 1):
+        if qid in queries:
+            raise UserError(f"{path}, line {number}: query id {qid} occurs twice; make the ids unique")
+        queries[qid] = text
+    if not queries:
+        raise UserError(f"{path} has no queries")
+    return queries
+
+
+def _find(path: Path, in_folder: str) -> Path:
+    if path.is_dir() and (path / in_folder).is_file():
+        path = path / in_folder
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a .tsv, a .jsonl or a BEIR folder (with {in_folder})")
+    if path.suffix not in (".tsv", ".jsonl"):
+        raise UserError(f"{path}: unknown kind of file; give a .tsv, a .jsonl or a BEIR folder (with {in_folder})")
+    return path
+
+
+def _entries(path: Path, parse: Parse, skipped: list[Skipped] | None = None) -> Iterator[Entry]:
+    """Each line's entry; lines end at newlines only and are strictly UTF-8."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                yield parse(number, _decode(number, raw))
+            except UserError as error:
+                if skipped is None:
+                    raise UserError(f"{path}, line {number}: {error}") from error
+                skipped.append(Skipped(number, str(error), raw))
+
+
+def _decode(number: int, raw: bytes) -> str:
+    try:
+        line = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 ({error.reason}); convert it, e.g. with iconv") from error
+    if number == 1 and line.startswith("\ufeff"):
+        raise UserError("starts with a byte order mark; remove its first 3 bytes (tail -c +4)")
+    return line.rstrip("\r\n")
+
+
+def _parse_tsv(number: int, line: str) -> Entry:
+    if "\r" in line:
+        raise UserError("a bare carriage return; ColBERT would split the line there: remove it")
+    key, tab, rest = line.strip(" ").partition("\t")
+    if not tab:
+        raise UserError(f"{'only one column' if line.strip() else 'an empty line'}, expected id <tab> text")
+    text, *titles = rest.split("\t")
+    if titles and not titles[0]:
+        raise UserError("a trailing tab: ColBERT would read an empty title behind it; remove it")
+    return Entry(key, f"{titles[0]} | {text}" if titles else text)
+
+
+def _parse_tsv_passage(number: int, line: str) -> Entry:
+    entry = _parse_tsv(number, line)
+    if entry.key != str(number - 1):
+        raise UserError(
+            f"pid {entry.key!r:.40}, expected {number - 1}: pids count the lines from 0, without gaps, repeats or a header"
+        )
+    return entry
+
+
+def _unseen(seen: set[str]) -> Parse:
+    """A parser for collections with bad lines: any pid that is a number and new."""
+
+    def parse(number: int, line: str) -> Entry:
+        entry = _parse_tsv(number, line)
+        if not entry.key.isdigit() or entry.key in seen:
+            raise UserError(f"pid {entry.key!r:.40} is {'repeated' if entry.key in seen else 'no number'}")
+        seen.add(entry.key)
+        return entry
+
+    return parse
+
+
+def _parse_json(number: int, line: str) -> Entry:
+    try:
+        entry: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"not JSON ({error.msg}); every line holds one object") from error
+    text = entry.get("text", entry.get("contents")) if isinstance(entry, dict) else None
+    if not isinstance(text, str):
+        raise UserError('no string under "text" (or "contents")')
+    title = entry.get("title") or ""
+    return Entry(str(entry.get("_id", entry.get("id", number - 1))), f"{title} {text}" if title else text)
+
+
+def write_tsv(path: Path, texts: Sequence[str]) -> None:
+    """Write a collection that ColBERT's own reader opens; tabs and line breaks inside a text become spaces."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for pid, text in enumerate(texts):
+            file.write(f"{pid}\t{_one_line(text)}\n")
+
+
+def _one_line(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8").translate(_BREAKS)
+
+
+_BREAKS = str.maketrans("\t\n\r", "   ")

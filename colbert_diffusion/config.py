@@ -1,0 +1,232 @@
+"""What a checkpoint folder says about itself, and which files make one. Knows neither models nor ids.
+
+The folder's layout is data (`CHECKPOINT`, `RELEASED`, `VECTORS`): what a folder is, is a comparison.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .errors import UserError
+from .files import read_json, write_json
+
+FORMAT_VERSION = 1
+
+Side = Literal["query", "passage"]
+LengthBound = Literal["prompt", "text"]
+Part = str | tuple[int, ...]  # text for the tokenizer, or token ids as they are
+
+CONFIG_FILE = "diffusion.json"
+COLBERT_FILE = "artifact.metadata"  # ColBERT's own: infra/config/base_config.py:70
+RELEASED_FILE = "retriever_config.json"
+VECTORS_FILE = "vectors.json"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+PROJECTION_FILE = "projection.safetensors"
+
+
+@dataclass(frozen=True)
+class FolderLayout:
+    """A kind of folder: it is one when every file of `marks` is there."""
+
+    kind: str
+    marks: frozenset[str]
+
+    def matches(self, folder: Path) -> bool:
+        return all((folder / name).is_file() for name in self.marks)
+
+
+CHECKPOINT = FolderLayout("diffusion checkpoint", frozenset({CONFIG_FILE}))
+VECTORS = FolderLayout("vector files", frozenset({VECTORS_FILE}))
+RELEASED = FolderLayout("released DiffRetriever checkpoint", frozenset({RELEASED_FILE, ADAPTER_CONFIG_FILE}))
+LAYOUTS = (VECTORS, CHECKPOINT, RELEASED)
+
+
+def layout_of(folder: str | Path) -> FolderLayout | None:
+    """Which of our layouts `folder` has, or None."""
+    return next((layout for layout in LAYOUTS if layout.matches(Path(folder))), None)
+
+
+@dataclass(frozen=True)
+class PromptParts:
+    """What stands around a text: prefix | text | suffix | masks | tail. Each as text or as token ids."""
+
+    prefix: Part = ""
+    suffix: Part = ""
+    tail: Part = ""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "PromptParts":
+        return cls(**{name: part if isinstance(part, str) else tuple(part) for name, part in content.items()})
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Everything an encoder needs to know beyond the weights; stored as `diffusion.json`.
+
+    Args:
+        backbone: hub id, path (relative: to the checkpoint folder, then its parent) or
+            `package:<module>/<subpath>` for weights that a pip package ships.
+        family: name in `backbones.FAMILIES`; None: decided by the backbone's model_type.
+        revision: hub revision of the backbone; None: the hub's default.
+        readout: name in `readouts.READOUTS`.
+        k_query, k_passage: vectors per query and passage.
+        nested: True when trained so that the first k vectors are the text's k vectors; the model is then
+            always given the full k masks.
+        read_offset: 0 reads the masked positions themselves (DiffRetriever), -1 the states one before them
+            (the states that predict them in models with shifted logits).
+        query_prompt, passage_prompt: see `PromptParts`; ids win over any template.
+        query_max_length, passage_max_length: in tokens; masks and tail are never counted.
+        length_bound: what the maximum counts: "prompt" = prefix + text + suffix, "text" = the text alone.
+        mask_token_id: what the checkpoint was trained with; None: the backbone's own.
+        dim: size of a vector.
+        projection: "none", "pca" or "learned"; anything but "none" is read from `projection.safetensors`.
+        dtype: torch dtype name on CPU and GPU alike; None: float32 on CPU, bfloat16 on GPU.
+        search: recommended ColBERT settings (nbits, ncells, centroid_score_threshold, ndocs).
+        training: provenance.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+
+    backbone: str
+    family: str | None = None
+    revision: str | None = None
+    readout: str = "masked"
+    k_query: int = 4
+    k_passage: int = 16
+    nested: bool = False
+    read_offset: int = 0
+    query_prompt: PromptParts = field(default_factory=PromptParts)
+    passage_prompt: PromptParts = field(default_factory=PromptParts)
+    query_max_length: int = 64
+    passage_max_length: int = 256
+    length_bound: LengthBound = "prompt"
+    mask_token_id: int | None = None
+    dim: int = 128
+    projection: str = "none"
+    dtype: str | None = None
+    search: Mapping[str, float] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        for name in ("k_query", "k_passage", "query_max_length", "passage_max_length", "dim"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.read_offset not in (0, -1):
+            raise UserError(f"read_offset is {self.read_offset}, expected 0 (the masked positions) or -1")
+        if self.length_bound not in get_args(LengthBound):
+            raise UserError(f'length_bound is "{self.length_bound}", expected one of {get_args(LengthBound)}')
+        if self.projection not in ("none", "pca", "learned"):
+            raise UserError(f'projection is "{self.projection}", expected "none", "pca" or "learned"')
+
+    def k(self, side: Side) -> int:
+        """Vectors per text on this side."""
+        return self.k_query if side == "query" else self.k_passage
+
+    def prompt(self, side: Side) -> PromptParts:
+        return self.query_prompt if side == "query" else self.passage_prompt
+
+    def max_length(self, side: Side) -> int:
+        """Bound in tokens, of what `length_bound` says."""
+        return self.query_max_length if side == "query" else self.passage_max_length
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], source: str = CONFIG_FILE) -> "DiffusionConfig":
+        """Build from parsed JSON. Raises UserError for another format version or an unknown or missing field."""
+        version = content.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(f"{source} has format_version {version}, this version of colbert_diffusion reads {FORMAT_VERSION}")
+        unknown = sorted(set(content) - {f.name for f in fields(cls)})
+        if unknown:
+            raise UserError(f"{source} has unknown fields {unknown}; upgrade colbert_diffusion or remove them")
+        if "backbone" not in content:
+            raise UserError(f"{source} names no backbone; add a hub id, a path or package:<module>/<subpath>")
+        values = dict(content)
+        try:
+            for name in ("query_prompt", "passage_prompt"):
+                if name in values:
+                    values[name] = PromptParts.from_json(values[name])
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"{source} has a value of the wrong type: {error}") from error
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "DiffusionConfig":
+        """Read a checkpoint folder's config: ours, or a released DiffRetriever folder's.
+
+        Raises:
+            UserError: the folder is neither, or its config is malformed.
+        """
+        folder = Path(folder)
+        if CHECKPOINT.matches(folder):
+            return cls.from_json(read_json(folder / CONFIG_FILE), source=str(folder / CONFIG_FILE))
+        if RELEASED.matches(folder):
+            return _from_released(folder)
+        there = "no such folder" if not folder.is_dir() else f"it has neither {CONFIG_FILE} nor {RELEASED_FILE}"
+        raise UserError(f"{folder} is not a diffusion checkpoint: {there}; make one with `colbert-diffusion convert`")
+
+    def save(self, folder: str | Path) -> None:
+        """Write `diffusion.json` and the `artifact.metadata` that ColBERT reads beside it."""
+        folder = Path(folder)
+        write_json(folder / CONFIG_FILE, {"format_version": self.format_version, **asdict(self)})
+        write_json(folder / COLBERT_FILE, self.colbert_settings())
+
+    def colbert_settings(self) -> dict[str, Any]:
+        """The part of a ColBERTConfig that this checkpoint decides.
+
+        query_maxlen is k_query because ColBERT cuts Q to it (search/index_storage.py:78). The search settings
+        stay out: in artifact.metadata they would be overridden by an index's own config.
+        """
+        return {
+            "dim": self.dim,
+            "query_maxlen": self.k_query,
+            "doc_maxlen": self.passage_max_length,
+            "nbits": int(self.search.get("nbits", 2)),
+            "similarity": "cosine",
+            "mask_punctuation": False,
+        }
+
+
+def _from_released(folder: Path) -> DiffusionConfig:
+    """Map a release's `retriever_config.json` (DiffRetriever's field names) to ours."""
+    source = folder / RELEASED_FILE
+    released = read_json(source)
+    adapter = read_json(folder / ADAPTER_CONFIG_FILE)
+    try:
+        prompts = {
+            side: PromptParts(
+                tuple(released[f"{side}_prefix_ids"]),
+                tuple(released[f"{side}_suffix_ids"]),
+                RELEASED_TAILS[released["model_type"]][int(released.get("n_tail", int(released.get("use_eos", False))))],
+            )
+            for side in ("query", "passage")
+        }
+        k = released.get("n_gen_tokens", 1)
+        return DiffusionConfig(
+            backbone=adapter["base_model_name_or_path"],
+            revision=adapter.get("revision"),
+            family=RELEASED_FAMILIES[released["model_type"]],
+            k_query=released.get("n_gen_q_tokens") or k,
+            k_passage=released.get("n_gen_p_tokens") or k,
+            query_prompt=prompts["query"],
+            passage_prompt=prompts["passage"],
+            query_max_length=released["max_length"],
+            passage_max_length=released["max_length"],
+            mask_token_id=released["mask_token_id"],
+            dim=released["hidden_size"],
+        )
+    except KeyError as error:
+        supported = sorted(RELEASED_FAMILIES)
+        raise UserError(f"{source}: {error} is missing or not supported; supported model_type: {supported}") from error
+
+
+RELEASED_FAMILIES = {"dream": "dream", "llada1": "llada", "llada15": "llada"}
+# Closing quote, chat end, end of text; older releases kept none of it or the end of text alone.
+RELEASED_TAILS: Mapping[str, Mapping[int, Part]] = {
+    "dream": {0: (), 1: "<|endoftext|>", 3: '"<|im_end|><|endoftext|>'},
+    "llada1": {0: (), 1: "<|endoftext|>", 3: '"<|eot_id|><|endoftext|>'},
+    "llada15": {0: (), 1: "<|endoftext|>", 3: '"<|eot_id|><|endoftext|>'},
+}

@@ -1,0 +1,158 @@
+"""A backbone or a released DiffRetriever folder -> a checkpoint folder that ColBERT can index."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backbones.backbone import Backbone
+from .backbones.loading import TOKENIZER_FILES, load_backbone
+from .backbones.sources import PACKAGE_PREFIX, locate
+from .checkpoint import DiffusionCheckpoint
+from .config import ADAPTER_CONFIG_FILE, ADAPTER_FILE, RELEASED, DiffusionConfig, PromptParts, layout_of
+from .encoder import Encoder
+from .errors import UserError
+from .progress import progress_bar
+from .projection import Projection, fit_pca
+from .readouts import READOUTS
+from .templates import default_prompt
+
+FIT_TEXTS = 20_000  # PCA of 16 vectors each: far more than its dim x hidden numbers need
+CARRIED = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, *TOKENIZER_FILES, "merges.txt", "special_tokens_map.json", "added_tokens.json")
+
+
+def convert(
+    source: str,
+    out: str | Path,
+    *,
+    dim: int = 128,
+    fit_on: Sequence[str] = (),
+    backbone: str | None = None,
+    family: str | None = None,
+    readout: str = "masked",
+    k_query: int = 4,
+    k_passage: int = 16,
+    prompts: Mapping[str, Mapping[str, Any]] | None = None,
+    show_progress_bar: bool = False,
+) -> DiffusionCheckpoint:
+    """Write a checkpoint folder from a released DiffRetriever folder or a bare backbone, and load it.
+
+    Args:
+        source: hub id, folder or `package:` reference. A release brings its own k, prompts and lengths.
+        out: folder to write; it must not exist.
+        dim: size of the vectors; below the backbone's hidden size a PCA is fitted.
+        fit_on: passages for the PCA, up to 20,000 of them are used.
+        backbone: where the release's base is, if not where its adapter says.
+        family, readout, k_query, k_passage, prompts: for a bare backbone; `prompts` has "query" and "passage", each
+            with prefix, suffix and tail as text or ids.
+
+    Raises:
+        UserError: nothing to fit the projection on, too few texts, or anything wrong with the source.
+    """
+    target = Path(out)
+    if target.exists():
+        raise UserError(f"{target} exists; choose another folder or delete it")
+    folder = locate(source)
+    if layout_of(folder) is RELEASED:
+        config = _released_config(folder, backbone)
+        carried: Path | None = folder
+    else:
+        config = _backbone_config(source, folder, family, readout, k_query, k_passage, prompts)
+        carried = None
+
+    loaded = _load(config, carried)
+    if dim > loaded.hidden_size:
+        raise UserError(f"dim {dim} is above the backbone's hidden size {loaded.hidden_size}; choose a smaller --dim")
+    if dim < loaded.hidden_size and not fit_on:
+        raise UserError(
+            f"a projection from {loaded.hidden_size} to {dim} dimensions is fitted on texts: give some passages "
+            f"(--fit-on TEXTS), or keep all dimensions (--dim {loaded.hidden_size})"
+        )
+    projection = Projection()
+    if dim < loaded.hidden_size:
+        encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size), Projection())
+        projection = fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show_progress_bar), dim)
+    _write(target, replace(config, dim=dim, projection="none" if projection.weight is None else "pca"), projection, carried)
+    return DiffusionCheckpoint(target)
+
+
+def _released_config(folder: Path, backbone: str | None) -> DiffusionConfig:
+    config = DiffusionConfig.load(folder)
+    beside = folder if backbone is None else None
+    return replace(config, backbone=_settled(backbone or config.backbone, beside))
+
+
+def _backbone_config(
+    source: str,
+    folder: Path,
+    family: str | None,
+    readout: str,
+    k_query: int,
+    k_passage: int,
+    prompts: Mapping[str, Mapping[str, Any]] | None,
+) -> DiffusionConfig:
+    if readout not in READOUTS:
+        raise UserError(f'readout "{readout}" is unknown; choose one of {sorted(READOUTS)}')
+    masks = READOUTS[readout].appends_masks
+    k_query, k_passage = (k_query, k_passage) if masks else (1, 1)
+    loaded = load_backbone(folder, family=family)
+    parts = {
+        "query": default_prompt(loaded.tokenizer, "query", k_query, masks=masks),
+        "passage": default_prompt(loaded.tokenizer, "passage", k_passage, masks=masks),
+    }
+    for side, given in (prompts or {}).items():
+        if side not in parts or not set(given) <= {"prefix", "suffix", "tail"}:
+            raise UserError('prompts: expected {"query": {"prefix", "suffix", "tail"}, "passage": {...}}')
+        parts[side] = PromptParts.from_json(given)
+    longest = min(512, loaded.max_positions - k_passage - 8)  # zero shot, the reference counts up to 512
+    return DiffusionConfig(
+        backbone=_settled(source, None),
+        family=family,
+        readout=readout,
+        k_query=k_query,
+        k_passage=k_passage,
+        query_prompt=parts["query"],
+        passage_prompt=parts["passage"],
+        query_max_length=longest,
+        passage_max_length=longest,
+        dim=loaded.hidden_size,
+    )
+
+
+def _settled(reference: str, beside: Path | None) -> str:
+    """A reference that stays true from another folder: local paths made absolute, hub ids and packages as they are."""
+    if reference.startswith(PACKAGE_PREFIX):
+        return reference
+    roots = (Path.cwd(),) if beside is None else (beside, beside.resolve().parent)
+    local = [root / reference for root in roots if (root / reference).is_dir()]
+    return str(local[0].resolve()) if local else reference
+
+
+def _load(config: DiffusionConfig, carried: Path | None) -> Backbone:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    folder = locate(config.backbone, revision=config.revision)
+    return load_backbone(folder, family=config.family, checkpoint=carried, dtype=dtype, device=device)
+
+
+def _states(encoder: Encoder, texts: Sequence[str], show: bool) -> Iterator[Tensor]:
+    with progress_bar(len(texts), "fit the projection", show=show) as progress:
+        for vectors in encoder.encode(texts, "passage", progress=progress):
+            yield torch.from_numpy(vectors)
+
+
+def _write(target: Path, config: DiffusionConfig, projection: Projection, carried: Path | None) -> None:
+    """Write the folder aside, then rename it: a half-written checkpoint never stands at `target`."""
+    aside = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name in CARRIED:
+        if carried is not None and (carried / name).is_file():
+            shutil.copyfile(carried / name, aside / name)
+    projection.save(aside)
+    config.save(aside)
+    aside.rename(target)

@@ -1,0 +1,164 @@
+"""The engine: texts -> batches -> vectors, in input order. Knows nothing about ColBERT or folders.
+
+Texts pass in windows of bounded size: while the model runs on one window, the next is tokenised in a thread (the
+tokenizer itself uses every core). Inside a window rows are sorted by length and batched to a token budget, so
+padding is small and memory depends on neither the number of texts nor their lengths.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .backbones.backbone import Backbone
+from .config import DiffusionConfig, Side
+from .errors import UserError
+from .progress import Progress
+from .projection import Projection
+from .prompts import Prompt, Row, make_prompt
+from .readouts import get_readout
+
+Vectors = npt.NDArray[np.float32]
+
+WINDOW = 2048  # texts sorted together; the last few percent of padding are not worth more memory
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}  # tokens of a padded batch; scripts/bench_encode.py measures them
+
+
+class Encoder:
+    """A backbone with its prompts, readout and projection.
+
+    Args:
+        batch_tokens: budget of one padded batch, rows times longest row; None: by device.
+
+    Raises:
+        UserError: readout and k disagree, a prompt leaves no room, or a row would exceed the backbone's positions.
+    """
+
+    def __init__(
+        self, backbone: Backbone, config: DiffusionConfig, projection: Projection, batch_tokens: int | None = None
+    ) -> None:
+        self.backbone = backbone
+        self.config = config
+        self.readout = get_readout(config)
+        self.projection = projection.to(backbone.device)
+        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(backbone.device.type, BATCH_TOKENS["cuda"])
+        self.prompts: dict[Side, Prompt] = {"query": self._prompt("query"), "passage": self._prompt("passage")}
+
+    def _prompt(self, side: Side) -> Prompt:
+        mask_token_id = None
+        if self.readout.appends_masks:
+            mask_token_id = self.backbone.mask_token_id
+            if mask_token_id is None:
+                raise UserError(
+                    f'readout "{self.readout.name}" needs a mask token, family {self.backbone.family.name} has none; '
+                    'choose readout "mean" or "last"'
+                )
+            if self.config.mask_token_id not in (None, mask_token_id):
+                raise UserError(
+                    f"the checkpoint was trained with mask_token_id {self.config.mask_token_id}, the backbone's is "
+                    f"{mask_token_id}; is it the right backbone?"
+                )
+        prompt = make_prompt(
+            self.config, side, lambda text: self.backbone.tokenize([text])[0], mask_token_id, self.backbone.filler_id
+        )
+        if prompt.max_row > self.backbone.max_positions:
+            raise UserError(
+                f"a {side} of {self.config.max_length(side)} tokens makes rows of {prompt.max_row}, the backbone has "
+                f"{self.backbone.max_positions} positions; lower {side}_max_length by "
+                f"{prompt.max_row - self.backbone.max_positions}"
+            )
+        if self.config.read_offset < 0 and not prompt.prefix + prompt.suffix:
+            raise UserError("read_offset -1 reads the state before the first mask; the prompt has no token there")
+        return prompt
+
+    def encode(self, texts: Iterable[str], side: Side, *, progress: Progress | None = None) -> Iterator[Vectors]:
+        """Yield each text's vectors, in input order: float32 (k, dim), L2-normalised.
+
+        Texts are consumed lazily; at most two windows of them are held.
+
+        Raises:
+            UserError: an item is not a string.
+        """
+        prompt = self.prompts[side]
+        k = self.config.k(side)
+        windows = _windows(texts, WINDOW)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize") as pool:
+            ahead = pool.submit(self._next_rows, windows, prompt)
+            while rows := ahead.result():
+                ahead = pool.submit(self._next_rows, windows, prompt)
+                yield from self._encode_rows(rows, k, progress)
+
+    def _next_rows(self, windows: Iterator[tuple[int, list[str]]], prompt: Prompt) -> list[Row]:
+        start, texts = next(windows, (0, []))
+        for offset, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"text {start + offset} is {text!r} of type {type(text).__name__}, expected a string")
+        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]  # lone surrogates become "?"
+        return [prompt.row(ids) for ids in self.backbone.tokenize(clean, prompt.room)]
+
+    def _encode_rows(self, rows: Sequence[Row], k: int, progress: Progress | None) -> Iterator[Vectors]:
+        vectors: list[Vectors] = [np.empty(0, np.float32)] * len(rows)
+        for batch in self._batches(rows):
+            encoded = self._run([rows[i] for i in batch], k)
+            for i, vector in zip(batch, encoded, strict=True):
+                vectors[i] = vector
+            if progress is not None:
+                progress.update(len(batch))
+        yield from vectors
+
+    def _batches(self, rows: Sequence[Row]) -> Iterator[list[int]]:
+        """Row indices, longest rows first (a batch that does not fit shows at once), within the token budget."""
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
+        start = 0
+        while start < len(order):
+            size = max(1, self.batch_tokens // len(rows[order[start]].ids))
+            yield order[start : start + size]
+            start += size
+
+    def _run(self, rows: Sequence[Row], k: int) -> Vectors:
+        """One batch -> float32 (batch, k, dim); halved and tried again when the GPU's memory does not suffice."""
+        try:
+            return self._forward(rows, k)
+        except torch.OutOfMemoryError as error:
+            if len(rows) == 1:
+                raise UserError(
+                    f"a single row of {len(rows[0].ids)} tokens does not fit on {self.backbone.device}; "
+                    "lower the max length, use bfloat16 or a larger device"
+                ) from error
+        torch.cuda.empty_cache()
+        half = len(rows) // 2
+        return np.concatenate([self._run(rows[:half], k), self._run(rows[half:], k)])
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[Row], k: int) -> Vectors:
+        ids, lengths = pad([row.ids for row in rows], self.backbone.filler_id)
+        first = torch.tensor([row.first_mask for row in rows]) + self.config.read_offset
+        states = self.backbone.states(ids, lengths)
+        read = self.readout.read(states, lengths.to(states.device), first.to(states.device), k)
+        vectors: Vectors = self.projection(read).cpu().numpy()
+        return vectors
+
+
+def pad(rows: Sequence[Sequence[int]], filler_id: int) -> tuple[Tensor, Tensor]:
+    """Pad on the right: absolute positions need it, RoPE does not care.
+
+    Returns:
+        ids int64 (batch, longest), lengths int64 (batch,).
+    """
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.full((len(rows), int(lengths.max())), filler_id)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+    return ids, lengths
+
+
+def _windows(texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
+    """(offset of the first, texts) for each window."""
+    iterator, start = iter(texts), 0
+    while window := list(islice(iterator, size)):
+        yield start, window
+        start += len(window)

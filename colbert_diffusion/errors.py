@@ -1,0 +1,9 @@
+"""The one kind of error that is meant for people: cause, numbers and remedy in a single line."""
+
+
+class UserError(ValueError):
+    """Something the caller can put right; its message is one line that says how."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """An optional package is absent; the message carries the command that installs it."""

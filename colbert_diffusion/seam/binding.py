@@ -1,0 +1,85 @@
+"""Binding: three of ColBERT's modules see our factory under the name `Checkpoint`, its indexer our callee as `encode`
+and our launcher as `Launcher`.
+
+The callee is a module-level function of ours because ColBERT's launcher pickles it by reference: a spawned child
+imports this package and is bound in turn. Importing this module imports neither torch nor colbert.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from ..config import layout_of
+from ..errors import UserError
+from .worker import encode
+
+COLBERT_VERSION = "0.2.22"
+
+# (module, name bound there, the first parameters that what is bound must have)
+_BOUND: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("colbert.indexing.collection_indexer", "Checkpoint", ("name", "colbert_config", "verbose")),
+    ("colbert.searcher", "Checkpoint", ("name", "colbert_config", "verbose")),
+    ("colbert.index_updater", "Checkpoint", ("name", "colbert_config", "verbose")),
+    ("colbert.indexer", "encode", ("config", "collection", "shared_lists", "shared_queues", "verbose")),
+    ("colbert.indexer", "Launcher", ("callee", "run_config", "return_all")),
+)
+_originals: dict[tuple[str, str], Any] = {}
+
+
+def install() -> None:
+    """Bind ColBERT to diffusion checkpoints in this process; calling it again changes nothing.
+
+    Raises:
+        UserError: another ColBERT is installed than the one this seam was measured on.
+    """
+    if _originals:
+        return
+    found = version("colbert-ai")
+    if found != COLBERT_VERSION:
+        raise UserError(
+            f"colbert-ai {found} is installed, this seam fits {COLBERT_VERSION}: pip install colbert-ai=={COLBERT_VERSION}"
+        )
+    originals = {}
+    for module_name, name, parameters in _BOUND:
+        original = getattr(importlib.import_module(module_name), name, None)
+        if original is None or tuple(inspect.signature(original).parameters)[: len(parameters)] != parameters:
+            raise UserError(
+                f"{module_name}.{name} is not what colbert-ai {COLBERT_VERSION} publishes; "
+                f"reinstall it: pip install --force-reinstall --no-deps colbert-ai=={COLBERT_VERSION}"
+            )
+        originals[module_name, name] = original
+    from .launching import Launcher
+
+    for (module_name, name), original in originals.items():
+        bound: Any = {"encode": encode, "Launcher": Launcher}.get(name)
+        if bound is None:
+            bound = _factory(original, searches=module_name == "colbert.searcher")
+        setattr(importlib.import_module(module_name), name, bound)
+    _originals.update(originals)
+
+
+def uninstall() -> None:
+    """Give ColBERT its own names back; calling it again changes nothing."""
+    for (module_name, name), original in _originals.items():
+        setattr(importlib.import_module(module_name), name, original)
+    _originals.clear()
+
+
+def _factory(original: Callable[..., Any], *, searches: bool) -> Callable[..., Any]:
+    """Our class for a diffusion checkpoint's folder, ColBERT's own for anything else."""
+
+    def checkpoint(name: str, colbert_config: Any = None, verbose: int = 3) -> Any:
+        if layout_of(name) is None:
+            return original(name, colbert_config=colbert_config, verbose=verbose)
+        from ..checkpoint import open_checkpoint
+
+        opened = open_checkpoint(name, colbert_config, verbose)
+        if searches:
+            from .extensions import load_scorer
+
+            load_scorer()
+        return opened
+
+    return checkpoint

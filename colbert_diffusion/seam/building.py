@@ -1,0 +1,115 @@
+"""ColBERT's CollectionIndexer made to fit any size and to go on after any interruption, to the same bytes.
+
+What is kept of an interrupted build: the codec once all of it is there, and every chunk whose metadata, written last,
+is whole. Everything else is made anew from the vectors; samples and k-means are seeded (launcher.py:99), so it is the
+same again.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from colbert.indexing.collection_indexer import CollectionIndexer
+from colbert.indexing.index_saver import IndexSaver
+from torch import Tensor
+
+CODEC_FILES = ("centroids.pt", "buckets.pt", "avg_residual.pt")
+QUANTILE_LIMIT = 2**24  # elements torch.quantile accepts
+
+
+class Saver(IndexSaver):  # type: ignore[misc]  # colbert has no types
+    """ColBERT's files, each appearing by a rename when it is whole.
+
+    Written in place of ColBERT's queue and thread: an error in its thread is lost and blocks the indexer for ever.
+    """
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.config.index_path_)
+
+    @contextmanager
+    def _aside(self) -> Iterator[Path]:
+        """A folder to write in, then everything in it is moved beside it. torch stores a file's own name in it, so
+        the names must be the final ones for equal bytes."""
+        aside = self._folder / f".writing.{self.config.rank}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        try:
+            yield aside
+            for path in sorted(aside.iterdir(), key=lambda p: (p.name.endswith("metadata.json"), p.name)):
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(path, self._folder / path.name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def save_codec(self, codec: Any) -> None:
+        with self._aside() as aside:
+            codec.save(index_path=str(aside))
+
+    def try_load_codec(self) -> bool:
+        return all((self._folder / name).is_file() for name in CODEC_FILES)
+
+    @contextmanager
+    def thread(self) -> Iterator[None]:
+        self.codec = self.load_codec()
+        try:
+            yield
+        finally:
+            del self.codec
+
+    def save_chunk(self, chunk_idx: int, offset: int, embs: Tensor, doclens: list[int]) -> None:
+        compressed = self.codec.compress(embs)
+        about = {"passage_offset": offset, "num_passages": len(doclens), "num_embeddings": len(compressed)}
+        with self._aside() as aside:
+            compressed.save(str(aside / str(chunk_idx)))
+            (aside / f"doclens.{chunk_idx}.json").write_text(json.dumps(doclens))
+            (aside / f"{chunk_idx}.metadata.json").write_text(json.dumps(about))
+
+    def check_chunk_exists(self, chunk_idx: int) -> bool:
+        if not super().check_chunk_exists(chunk_idx):
+            return False
+        try:
+            json.loads((self._folder / f"{chunk_idx}.metadata.json").read_text())
+        except json.JSONDecodeError:  # ColBERT's finalize rewrites it in place
+            return False
+        return True
+
+
+class PlaidIndexer(CollectionIndexer):  # type: ignore[misc]  # colbert has no types
+    """Any number of passages from one up, resumable at every step."""
+
+    num_partitions: int
+
+    def __init__(self, config: Any, collection: Any, verbose: int) -> None:
+        config.configure(resume=True)
+        super().__init__(config, collection, verbose)
+        self.saver = Saver(config)
+
+    def setup(self) -> None:
+        """The plan, with no more partitions than sampled vectors: k-means cannot make more."""
+        if self.saver.try_load_codec() and self._try_load_plan():
+            return
+        if self.rank == 0:
+            (Path(self.config.index_path_) / "plan.json").unlink(missing_ok=True)
+        self.config.configure(resume=False)
+        super().setup()
+        self.config.configure(resume=True)
+        vectors = int(self.num_sample_embs)
+        training = vectors - int(min(0.05 * vectors, 50_000))  # collection_indexer.py:250
+        if self.num_partitions > training:
+            self.num_partitions = 2 ** (training.bit_length() - 1)
+            self._save_plan()
+
+    def _concatenate_and_split_sample(self) -> tuple[Tensor, Tensor]:
+        """ColBERT holds 5 % out to measure residuals; of fewer than 20 vectors that is none, so all of them serve.
+
+        And no more than torch's quantile takes (collection_indexer.py:331): from dim 336 on that is fewer than 50,000.
+        """
+        sample, heldout = super()._concatenate_and_split_sample()
+        heldout = heldout if len(heldout) else sample
+        return sample, heldout[: QUANTILE_LIMIT // heldout.shape[1]]

@@ -1,0 +1,311 @@
+"""ColBERT's Indexer with guards: same arguments, an index that its Searcher opens, nothing half-built in its place."""
+
+import json
+import os
+import random
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import colbert
+import numpy as np
+import torch
+from colbert.data import Collection
+from colbert.infra.config import ColBERTConfig, RunConfig
+from colbert.infra.run import Run
+
+from .. import fingerprint
+from ..backbones.sources import locate
+from ..checkpoint import check_dim, default_checkpoint
+from ..collection import COLLECTION_FILE, read_collection, write_tsv
+from ..config import COLBERT_FILE, RELEASED, VECTORS, layout_of
+from ..errors import MissingPackageError, UserError
+from ..files import read_json, write_json, written_aside
+from ..identity import CheckpointIdentity, identify
+from ..manifest import read_manifest, write_manifest
+from ..progress import note
+from ..vectors import VectorFiles, claim, is_claimed_by
+from .binding import COLBERT_VERSION, install
+from .places import Places
+from .searching import METADATA_FILE
+from .settings import choose_settings, explicit_settings
+from .worker import Pids
+
+REPLACING = "; pass overwrite=True (--overwrite) to replace it, or choose another name"
+GPU_THREADS = 1024  # of a block: decompress_residuals.cu starts dim * nbits / 8 of them
+OVERWRITES = (False, True, "reuse", "resume", "force_silent_overwrite")
+
+
+class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
+    """Builds PLAID indexes from diffusion checkpoints with ColBERT's own indexer.
+
+    One process is used without forking, so a script needs no `__main__` guard; with `RunConfig(nranks=...)` above 1
+    ColBERT spawns, and it does.
+
+    Args:
+        checkpoint: checkpoint folder or hub id, or a folder of vector files; None: the small default checkpoint.
+        config: as ColBERT's; nbits defaults to the checkpoint's recommendation.
+
+    Raises:
+        UserError: not a checkpoint ColBERT can index, or a config that disagrees with it.
+    """
+
+    def __init__(self, checkpoint: str | None = None, config: ColBERTConfig | None = None, verbose: int = 1) -> None:
+        install()
+        folder = locate(str(checkpoint or default_checkpoint()))
+        _check_indexable(folder)
+        self._explicit = explicit_settings(config, Run().config)
+        super().__init__(str(folder), config, verbose)
+        check_dim(config, self.checkpoint_config.dim, folder)
+        _warn_ignored(config, self.config)
+        _check_shape(self.config.dim, self.config.nbits)
+
+    def index(
+        self,
+        name: str,
+        collection: str | Sequence[str],
+        overwrite: bool | str = False,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """Build the index `name` and return its path.
+
+        It grows in `NAME.partial` beside the target and takes its place by a rename when it is complete: an index
+        that is there is served until then and survives a failure. Interrupted, the same call goes on where it
+        stopped; each text is encoded once.
+
+        Args:
+            collection: a `.tsv` (as ColBERT), `.jsonl` or BEIR folder, or a list of passages.
+            overwrite: False: refuse to replace an index; "reuse": keep one that is there; "resume": keep it if it
+                is the same build; True or "force_silent_overwrite": replace it, without ColBERT's 20-second pause.
+            metadata: one JSON object per passage, stored with the index for `Searcher.search(..., where=)`.
+
+        Raises:
+            UserError: the index exists and may not be replaced, an unfinished one is of another build, or the
+                collection cannot be indexed or its metadata not stored.
+        """
+        if overwrite not in OVERWRITES:
+            raise UserError(f"overwrite={overwrite!r} is not supported, choose one of {OVERWRITES}")
+        self.configure(index_name=name)
+        places = Places(Path(self.config.index_path_).absolute())
+        self.index_path = str(places.target)
+        just_finished = places.recover()  # this very call's earlier try may have died in the swap
+        exists = places.target.exists()
+        if exists and overwrite == "reuse":
+            return self.index_path
+        if exists and not overwrite and not just_finished:
+            raise UserError(f"{places.target} exists{REPLACING}")
+        check_faiss()
+        texts = _read(collection)
+        lines = None if metadata is None else metadata_lines(metadata, len(texts))
+        source = self._source(texts)
+        build = self._build_identity(texts, source)
+        if lines is not None:
+            build["metadata"] = fingerprint.of_texts(lines)
+        if exists and (just_finished or overwrite == "resume"):
+            if (read_manifest(places.target) or {}).get("build") == build:
+                return self.index_path
+            if overwrite in (False, "resume"):
+                raise UserError(f"{places.target} exists and is of another build{REPLACING}")
+
+        places.claim(build, discard=overwrite in (True, "force_silent_overwrite"))
+        pids = _prepare_vectors(places, source, texts)
+        places.index.mkdir(exist_ok=True)
+        stored = _store(collection, texts, places.index)
+        self._run(places.index, pids, stored)
+        self._write_settings(places, pids, stored)
+        if lines is not None:
+            write_lines(places.index / METADATA_FILE, lines)
+        write_manifest(places.index, {"build": build})
+        places.swap()
+        return self.index_path
+
+    def _source(self, texts: Sequence[str]) -> VectorFiles | CheckpointIdentity:
+        """Where the vectors come from: the user's own files, checked against the texts, or a model."""
+        folder = Path(self.checkpoint)
+        if not VECTORS.matches(folder):
+            return identify(folder)
+        files = VectorFiles(folder)
+        _check_same_collection(files, texts)
+        return files
+
+    def _build_identity(self, texts: Sequence[str], source: VectorFiles | CheckpointIdentity) -> dict[str, Any]:
+        """Everything that decides the index's bytes; an interrupted build goes on only if all of it is the same."""
+        return {
+            "checkpoint": source.fingerprint,
+            "dtype": source.dtype,
+            "collection": fingerprint.of_texts(texts),
+            "passages": len(texts),
+            "dim": self.config.dim,
+            "nbits": self.config.nbits,
+            "kmeans_niters": self.config.kmeans_niters,
+            "nranks": self._usable_ranks(len(texts)),
+            "colbert": COLBERT_VERSION,
+        }
+
+    def _usable_ranks(self, passages: int) -> int:
+        """No more ranks than chunks: ColBERT's indexer fails in a rank without passages (collection.py:84)."""
+        nranks: int = self.config.nranks
+        return nranks if -(-passages // (1 + passages // nranks)) >= nranks else 1
+
+    def _run(self, folder: Path, pids: Pids, stored: Path) -> None:
+        """Run ColBERT's indexer over pids: `docFromText` finds their vectors in the files."""
+        self._note(f"{len(pids):,} passages: encoding (unless done), then clustering and compressing with ColBERT")
+        checkpoint, target = self.config.checkpoint, self.index_path
+        nranks = self._usable_ranks(len(pids))
+        self.configure(avoid_fork_if_possible=True, index_path=str(folder), checkpoint=str(pids.vectors), nranks=nranks)
+        try:
+            with _process_state(), Run().context(RunConfig(nranks=nranks)):
+                super().index(self.config.index_name, Collection(path=str(stored), data=pids), overwrite="resume")
+        finally:
+            self.index_path = target
+            self.configure(index_path=None, checkpoint=checkpoint, collection=str(stored))
+
+    def _note(self, text: str) -> None:
+        if self.verbose > 0:
+            note(text)
+
+    def _write_settings(self, places: Places, pids: Pids, stored: Path) -> None:
+        """Put into the index's own config what its readers need: final paths and settings for few vectors.
+
+        A stock Searcher obeys an index's config; in artifact.metadata the settings would be overridden by it.
+        """
+        metadata = read_json(places.index / "metadata.json")
+        settings = choose_settings(k=100, partitions=metadata["num_partitions"])._asdict() | self._explicit
+        changes = {
+            "checkpoint": pids.checkpoint or VectorFiles(pids.vectors).checkpoint,
+            "collection": str(places.target / COLLECTION_FILE if stored.parent == places.index else stored),
+            "index_path": None,
+            "name": places.target.name,  # ColBERT's default is the time of day: equal builds would not be equal
+            "resume": False,
+            **settings,
+        }
+        for file in ("plan.json", "metadata.json"):
+            content = read_json(places.index / file)
+            content["config"].update(changes)
+            write_json(places.index / file, content)
+
+
+def _prepare_vectors(places: Places, source: VectorFiles | CheckpointIdentity, texts: Sequence[str]) -> Pids:
+    """The passages as ColBERT will see them; claims the folder in which a model's vectors are kept for the build.
+
+    ColBERT encodes every passage of its k-means sample twice (all of them up to 30,720); from files it is once.
+    """
+    if isinstance(source, VectorFiles):
+        return Pids(texts, None, source.folder)
+    folder = places.vectors
+    if folder.exists() and not is_claimed_by(folder, source, texts):
+        shutil.rmtree(folder)  # of another build, which `Places.claim` was told to discard
+    claim(folder, source, texts)
+    return Pids(texts, str(source.path), folder)
+
+
+def _read(collection: str | Path | Sequence[str]) -> Sequence[str]:
+    texts = read_collection(collection) if isinstance(collection, str | Path) else list(collection)
+    if not texts:
+        raise UserError("the collection is empty; an index needs passages")
+    for pid, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"passage {pid} is {text!r:.40} of type {type(text).__name__}, expected a string")
+    return texts
+
+
+def metadata_lines(metadata: Sequence[Mapping[str, Any]], passages: int) -> list[str]:
+    """Metadata as lines of JSON. Raises UserError when there is not one JSON object for each passage."""
+    if len(metadata) != passages:
+        raise UserError(f"{len(metadata)} metadata entries for {passages} passages; give one for each")
+    lines = []
+    for position, entry in enumerate(metadata):
+        try:
+            lines.append(json.dumps(dict(entry), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"metadata entry {position} is no JSON object ({error})") from error
+    return lines
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    with written_aside(path) as aside:
+        aside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _store(collection: str | Path | Sequence[str], texts: Sequence[str], folder: Path) -> Path:
+    """A TSV that ColBERT's Searcher reads: the user's own, or a copy stored with the index."""
+    if isinstance(collection, str | Path) and str(collection).endswith(".tsv"):
+        return Path(collection).absolute()
+    write_tsv(folder / COLLECTION_FILE, texts)
+    return folder / COLLECTION_FILE
+
+
+def _check_indexable(folder: Path) -> None:
+    layout = layout_of(folder)
+    if layout is RELEASED:
+        raise UserError(
+            f"{folder} is a released DiffRetriever folder without {COLBERT_FILE}; make it indexable with: "
+            f"colbert-diffusion convert {folder} OUT --dim 128 --fit-on TEXTS"
+        )
+    if layout is None:
+        raise UserError(f"{folder} is not a diffusion checkpoint; for ColBERT's own checkpoints use colbert.Indexer")
+    if not (folder / COLBERT_FILE).is_file():
+        raise UserError(f"{folder} has no {COLBERT_FILE}; write it with DiffusionConfig.load(folder).save(folder)")
+
+
+def _warn_ignored(given: ColBERTConfig | None, effective: ColBERTConfig) -> None:
+    """ColBERT takes a run's settings from RunConfig alone and ignores them elsewhere without a word (indexer.py:19)."""
+    for name in ("root", "experiment", "index_root", "nranks"):
+        if given is not None and given.assigned.get(name) and getattr(given, name) != getattr(effective, name):
+            warnings.warn(
+                f"{name}={getattr(given, name)!r} in ColBERTConfig is ignored by ColBERT; put it in RunConfig",
+                stacklevel=3,
+            )
+
+
+def _check_shape(dim: int, nbits: int) -> None:
+    """What PLAID's packing can hold (indexing/codecs/residual.py); refused here, before any forward pass."""
+    if nbits not in (1, 2, 4, 8):
+        raise UserError(f"nbits={nbits}: ColBERT packs residuals in 1, 2, 4 or 8 bits")
+    if dim % (8 * nbits):
+        raise UserError(f"dim {dim} with nbits {nbits}: dim must be a multiple of {8 * nbits}; choose another nbits or dim")
+    if torch.cuda.is_available() and dim * nbits // 8 > GPU_THREADS:
+        raise UserError(
+            f"dim {dim} with nbits {nbits}: ColBERT's GPU kernel would need {dim * nbits // 8} threads, there are "
+            f"{GPU_THREADS}, and it does not check; choose fewer bits or convert to a smaller --dim"
+        )
+
+
+def check_faiss() -> None:
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingPackageError('indexing needs faiss: pip install "colbert-diffusion[cpu]" (or [gpu])') from error
+    if torch.cuda.is_available() and not hasattr(faiss, "StandardGpuResources"):
+        raise UserError(
+            "a GPU is visible and faiss is the CPU build, with which ColBERT's k-means fails: "
+            "pip uninstall faiss-cpu && pip install faiss-gpu, or hide the GPU (CUDA_VISIBLE_DEVICES=)"
+        )
+
+
+def _check_same_collection(files: VectorFiles, texts: Sequence[str]) -> None:
+    if len(files) != len(texts) or fingerprint.of_texts(texts) != files.collection_fingerprint:
+        raise UserError(
+            f"{files.folder} holds the vectors of another collection ({len(files)} passages, this one has {len(texts)}); "
+            "index the collection they were encoded from"
+        )
+
+
+@contextmanager
+def _process_state() -> Iterator[None]:
+    """Leave the global random states and CUDA_VISIBLE_DEVICES as found: ColBERT's launcher sets both (launcher.py:99)."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if devices is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices

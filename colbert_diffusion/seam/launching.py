@@ -1,0 +1,119 @@
+"""ColBERT's Launcher that notices a dead child, and process groups on machines without a GPU.
+
+ColBERT's own waits for a result that a dead child never sends (infra/launcher.py:72), and with several ranks on CPU it
+divides by the number of GPUs (utils/distributed.py:37).
+"""
+
+import os
+import queue
+import random
+import traceback
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.multiprocessing as mp
+from colbert.infra.config import RunConfig
+from colbert.infra.launcher import Launcher as ColBERTLauncher
+from colbert.infra.launcher import setup_new_process
+
+from ..errors import UserError
+
+POLL_SECONDS = 1.0
+GROUP_TIMEOUT = timedelta(hours=12)  # a rank may wait at a barrier while another clusters
+
+
+class Failure:
+    """A child's exception, as text: its traceback would not survive the queue."""
+
+    def __init__(self, rank: int, error: BaseException) -> None:
+        self.rank, self.summary, self.details = rank, f"{type(error).__name__}: {error}", traceback.format_exc()
+        self.is_user_error = isinstance(error, UserError)
+
+    def raise_here(self) -> NoReturn:
+        if self.is_user_error:
+            raise UserError(self.summary.removeprefix("UserError: "))
+        raise RuntimeError(f"rank {self.rank} failed: {self.summary}\n{self.details}")
+
+
+class Launcher(ColBERTLauncher):  # type: ignore[misc]  # colbert has no types
+    """Same ranks, same configs; the first failure ends all of them and is raised here."""
+
+    def launch(self, custom_config: Any, *args: Any) -> Any:
+        results: Any = mp.Queue()
+        port = str(12355 + random.SystemRandom().randint(0, 1000))
+        processes = []
+        for rank in range(self.nranks):
+            config = type(custom_config).from_existing(custom_config, self.run_config, RunConfig(rank=rank))
+            processes.append(mp.Process(target=_run_rank, args=(self.callee, port, results, config, *args)))
+        try:
+            for process in processes:
+                process.start()
+            values = _collect(processes, results)
+            for process in processes:
+                process.join()
+        finally:  # Ctrl-C included: no orphan is left
+            for process in processes:
+                if process.is_alive():
+                    process.terminate()
+                    process.join(timeout=5)
+                if process.is_alive():
+                    process.kill()
+        return values if self.return_all else values[0]
+
+
+def _collect(processes: list[Any], results: Any) -> list[Any]:
+    """Every rank's value, in rank order; raises as soon as a rank fails or dies."""
+    values: dict[int, Any] = {}
+    while len(values) < len(processes):
+        try:
+            rank, value = results.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            for rank, process in enumerate(processes):
+                if rank not in values and process.exitcode is not None:
+                    _raise_dead(rank, process.exitcode, results)
+            continue
+        if isinstance(value, Failure):
+            for other, process in enumerate(processes):
+                process.join(timeout=POLL_SECONDS)
+                if process.exitcode is not None and process.exitcode < 0:  # the cause; the failure is its echo
+                    _raise_killed(other, process.exitcode)
+            value.raise_here()
+        values[rank] = value
+    return [values[rank] for rank in range(len(processes))]
+
+
+def _raise_dead(rank: int, code: int, results: Any) -> NoReturn:
+    try:  # its last word may have come with its death
+        _, value = results.get(timeout=POLL_SECONDS)
+        if isinstance(value, Failure):
+            value.raise_here()
+    except queue.Empty:
+        pass
+    _raise_killed(rank, code)
+
+
+def _raise_killed(rank: int, code: int) -> NoReturn:
+    cause = f"was killed by signal {-code} (9 is often the system, out of memory)" if code < 0 else f"ended with code {code}"
+    raise RuntimeError(f"rank {rank} {cause}; what it had finished is kept: run the same command again")
+
+
+def _run_rank(callee: Any, port: str, results: Any, config: Any, *args: Any) -> None:
+    """ColBERT's own entry of a rank, which tells its parent how it failed."""
+    try:
+        setup_new_process(callee, port, results, config, *args)
+    except BaseException as error:
+        results.put((config.rank, Failure(config.rank, error)))
+        raise SystemExit(1) from None
+
+
+def join_group(rank: int, nranks: int) -> None:
+    """On CPU, do what ColBERT does with NCCL on GPUs: join a process group, and make its barrier one of that group."""
+    if nranks == 1 or torch.cuda.is_available() or torch.distributed.is_initialized():
+        return
+    from colbert.utils import distributed
+
+    torch.distributed.init_process_group("gloo", init_method="env://", rank=rank, world_size=nranks, timeout=GROUP_TIMEOUT)
+    distributed.barrier = lambda rank: torch.distributed.barrier()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nranks)))
+    torch.set_num_threads(max(1, torch.get_num_threads() // nranks))

@@ -1,0 +1,86 @@
+"""What ColBERT's launcher runs, in this process or in a spawned one. Importing it imports neither torch nor colbert."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from ..errors import UserError
+
+UNSAFE_LOADING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+class Pids(Sequence[int]):
+    """The collection as ColBERT iterates over it: pids for texts, since vectors are served by pid.
+
+    Carries what each process needs to encode its share. ColBERT copies its config, the collection included, at every
+    export (core_config.py:87): a copy of this is itself.
+
+    Args:
+        checkpoint: the model's folder; None when the vector files are complete.
+        vectors: folder of the vector files.
+    """
+
+    def __init__(self, texts: Sequence[str], checkpoint: str | None, vectors: Path) -> None:
+        self.texts, self.checkpoint, self.vectors = texts, checkpoint, vectors
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[int]: ...
+    def __getitem__(self, index: int | slice) -> int | Sequence[int]:
+        return range(len(self))[index]
+
+    def __deepcopy__(self, memo: object) -> "Pids":
+        return self
+
+
+def encode(config: Any, collection: Any, shared_lists: Any, shared_queues: Any, verbose: int = 3) -> None:
+    """Encode this rank's shards, then run ColBERT's indexer.
+
+    ColBERT's own callee under a name of ours (indexer.py:86): a spawned child that unpickles it imports this package.
+    With it comes the hook in `colbert_diffusion/__init__.py`, so the child is bound as its parent is.
+    """
+    from colbert.utils import distributed
+
+    from .building import PlaidIndexer
+    from .extensions import find_ninja
+    from .launching import join_group
+
+    refuse_unsafe_loading()
+    find_ninja()
+    join_group(config.rank, config.nranks)
+    pids = getattr(collection, "data", None)
+    if isinstance(pids, Pids) and pids.checkpoint is not None:
+        _encode_shards(pids, config.rank, config.nranks, verbose)
+        distributed.barrier(config.rank)
+        if config.rank == 0:
+            from ..vectors import mark_complete
+
+            mark_complete(pids.vectors)
+        distributed.barrier(config.rank)
+    PlaidIndexer(config, collection, verbose).run(shared_lists)
+
+
+def _encode_shards(pids: Pids, rank: int, nranks: int, verbose: int) -> None:
+    from ..checkpoint import DiffusionCheckpoint
+    from ..vectors import encode_shards
+
+    encode_shards(
+        pids.vectors,
+        lambda: DiffusionCheckpoint(str(pids.checkpoint)),
+        pids.texts,
+        rank=rank,
+        nranks=nranks,
+        show_progress_bar=verbose > 0 and rank == 0,
+    )
+
+
+def refuse_unsafe_loading() -> None:
+    """Raises UserError when the environment makes torch unpickle ColBERT's .pt files: a hostile one would run code."""
+    import os
+
+    if os.environ.get(UNSAFE_LOADING, "").lower() in ("1", "y", "yes", "true"):
+        raise UserError(f"{UNSAFE_LOADING} is set: an index's .pt files could run code when loaded; unset it")

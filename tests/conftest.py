@@ -1,0 +1,90 @@
+"""A tiny fake backbone (random BERT, 16 hidden, real tokenizer) and checkpoints over it: most tests run in seconds."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from colbert_diffusion.config import DiffusionConfig, PromptParts
+from colbert_diffusion.encoder import Encoder
+
+PARITY = Path(__file__).parent / "fixtures" / "parity"
+WORDS = (
+    "[PAD] [UNK] [CLS] [SEP] [MASK] a the of in is and capital france paris germany berlin city dog cat runs sleeps "
+    "red blue green apple pear sun moon star river sea mountain one two three four five query passage . , ? !"
+).split()
+HIDDEN = 16
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published-looking BERT masked language model: config, safetensors, tokenizer."""
+    folder = tmp_path_factory.mktemp("backbones") / "tiny-bert"
+    folder.mkdir()
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=HIDDEN,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=0.4,  # wide, so that texts differ
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    special = {name: f"[{name[:-6].upper()}]" for name in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", **special}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_bert: Path) -> DiffusionConfig:
+    """4 query and 8 passage vectors of the fake backbone's own 16 dimensions."""
+    prompt = PromptParts("[CLS]", "[SEP]", "[SEP]")
+    return DiffusionConfig(
+        backbone=str(tiny_bert),
+        k_query=4,
+        k_passage=8,
+        query_prompt=prompt,
+        passage_prompt=prompt,
+        query_max_length=16,
+        passage_max_length=48,
+        dim=HIDDEN,
+        search={"nbits": 2},
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_config: DiffusionConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    tiny_config.save(folder)
+    return folder
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every text that goes through the model, in order."""
+    seen: list[str] = []
+    encode = Encoder.encode
+
+    def counting(self: Encoder, texts: list[str], side: str, **options: object) -> object:
+        seen.extend(texts)
+        return encode(self, texts, side, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Encoder, "encode", counting)
+    return seen
+
+
+def make_texts(count: int, seed: int = 0) -> list[str]:
+    """Random sentences over the fake backbone's words, of 1 to 30 words."""
+    generator = torch.Generator().manual_seed(seed)
+    words = WORDS[5:]
+    lengths = torch.randint(1, 31, (count,), generator=generator).tolist()
+    return [" ".join(words[i] for i in torch.randint(len(words), (n,), generator=generator).tolist()) for n in lengths]

@@ -1,0 +1,29 @@
+"""One small index over the fake backbone, shared by the tests that only read it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from colbert.infra import Run, RunConfig
+
+from colbert_diffusion import Indexer, Searcher
+
+from ..conftest import make_texts
+
+
+@dataclass(frozen=True)
+class TinyIndex:
+    path: Path
+    texts: list[str]
+
+    def searcher(self) -> Searcher:
+        return Searcher(self.path.name, index_root=str(self.path.parent), verbose=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_index(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyIndex:
+    texts = make_texts(300)
+    root = tmp_path_factory.mktemp("indexes")
+    with Run().context(RunConfig(index_root=str(root))):
+        path = Indexer(str(tiny_checkpoint), verbose=0).index("tiny", texts)
+    return TinyIndex(Path(path), texts)

@@ -1,0 +1,117 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from colbert.infra import ColBERTConfig
+
+from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig, default_checkpoint
+from colbert_diffusion.checkpoint import VectorCheckpoint, open_checkpoint
+from colbert_diffusion.errors import UserError
+from colbert_diffusion.identity import identify
+from colbert_diffusion.vectors import encode_to
+
+from .conftest import HIDDEN, PARITY, make_texts
+
+TEXTS = make_texts(12)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint: Path) -> DiffusionCheckpoint:
+    return DiffusionCheckpoint(tiny_checkpoint)
+
+
+def test_encoders_return_one_array_per_text_in_the_shape_the_checkpoint_says(checkpoint: DiffusionCheckpoint) -> None:
+    assert {v.shape for v in checkpoint.encode_query(TEXTS)} == {(4, HIDDEN)}
+    assert {v.shape for v in checkpoint.encode_document(TEXTS)} == {(8, HIDDEN)}
+    assert checkpoint.encode_query([]) == []
+
+
+def test_a_single_string_is_refused_instead_of_read_letter_by_letter(checkpoint: DiffusionCheckpoint) -> None:
+    with pytest.raises(UserError, match="list of texts"):
+        checkpoint.encode_query("cat")
+
+
+def test_rerank_is_exact_maxsim_best_first(checkpoint: DiffusionCheckpoint) -> None:
+    [query] = checkpoint.encode_query(["the cat"])
+    scores = [float((query @ d.T).max(1).sum()) for d in checkpoint.encode_document(TEXTS)]
+    ranking = checkpoint.rerank("the cat", TEXTS)
+    assert [position for position, _ in ranking] == np.argsort(-np.array(scores), kind="stable").tolist()
+    assert [score for _, score in ranking] == sorted(scores, reverse=True)
+    assert checkpoint.rerank("the cat", []) == []
+
+
+def test_colbert_gets_packed_float32_documents_and_stacked_queries(checkpoint: DiffusionCheckpoint) -> None:
+    packed, doclens = checkpoint.docFromText(TEXTS, bsize=3, keep_dims="flatten", showprogress=False)
+    assert packed.dtype == torch.float32
+    assert doclens == [8] * len(TEXTS)
+    assert np.array_equal(packed.numpy().reshape(-1, 8, HIDDEN), np.stack(checkpoint.encode_document(TEXTS)))
+    queries = checkpoint.queryFromText(TEXTS, bsize=128, to_cpu=True, full_length_search=True)
+    assert queries.shape == (len(TEXTS), 4, HIDDEN)
+    assert checkpoint.queryFromText([]).shape == (0, 4, HIDDEN)
+
+
+def test_what_colbert_might_ask_and_we_do_not_do_is_refused(checkpoint: DiffusionCheckpoint) -> None:
+    with pytest.raises(UserError, match="pool_factor=2"):
+        checkpoint.docFromText(TEXTS, pool_factor=2)
+    with pytest.raises(UserError, match="keep_dims"):
+        checkpoint.docFromText(TEXTS, keep_dims=False)
+
+
+def test_a_config_with_another_dim_is_refused_and_a_default_one_is_not(tiny_checkpoint: Path) -> None:
+    DiffusionCheckpoint(tiny_checkpoint, ColBERTConfig(nbits=2))
+    with pytest.raises(UserError, match="dim=64"):
+        DiffusionCheckpoint(tiny_checkpoint, ColBERTConfig(dim=64))
+
+
+def test_the_fingerprint_changes_with_anything_that_changes_the_vectors(
+    checkpoint: DiffusionCheckpoint, tiny_config: DiffusionConfig, tmp_path: Path
+) -> None:
+    tiny_config.save(tmp_path / "same")
+    replace(tiny_config, passage_max_length=20).save(tmp_path / "shorter")
+    replace(tiny_config, training={"steps": 1}, search={"nbits": 4}).save(tmp_path / "annotated")
+    expected = checkpoint.identity.fingerprint
+    assert identify(tmp_path / "same").fingerprint == expected
+    assert identify(tmp_path / "annotated").fingerprint == expected
+    assert identify(tmp_path / "shorter").fingerprint != expected
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_stays_close(checkpoint: DiffusionCheckpoint, tiny_checkpoint: Path, dtype: str) -> None:
+    half = DiffusionCheckpoint(tiny_checkpoint, dtype=dtype).encode_document(TEXTS)
+    cosines = [(a * b).sum(1).min() for a, b in zip(half, checkpoint.encode_document(TEXTS), strict=True)]
+    assert min(cosines) > 0.98
+
+
+def test_an_unknown_dtype_lists_the_known(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UserError, match="bfloat16"):
+        DiffusionCheckpoint(tiny_checkpoint, dtype="int3")
+
+
+def test_vector_files_serve_documents_by_pid_and_queries_from_their_model(
+    checkpoint: DiffusionCheckpoint, tmp_path: Path
+) -> None:
+    encode_to(tmp_path / "v", checkpoint.identity, lambda: checkpoint, TEXTS)
+    served = open_checkpoint(str(tmp_path / "v"))
+    assert isinstance(served, VectorCheckpoint)
+    packed, doclens = served.docFromText([5, 2])
+    expected, _ = checkpoint.docFromText([TEXTS[5], TEXTS[2]])
+    assert torch.allclose(packed, expected, atol=1e-3)
+    assert doclens == [8, 8]
+    assert torch.equal(served.queryFromText(TEXTS[:1]), checkpoint.queryFromText(TEXTS[:1]))
+    with pytest.raises(UserError, match="by pid"):
+        served.docFromText(["a text"])  # type: ignore[list-item]
+
+
+def test_the_shipped_checkpoint_answers() -> None:
+    checkpoint = DiffusionCheckpoint(default_checkpoint())
+    passages = ["Berlin is the capital of Germany.", "Bread is baked from flour.", "Paris is the capital of France."]
+    assert checkpoint.rerank("What is the capital of France?", passages)[0][0] == 2
+    assert checkpoint.config.dim == 128
+    assert checkpoint.encode_document([""])[0].shape == (16, 128)
+
+
+def test_a_released_folder_encodes_as_it_is() -> None:
+    checkpoint = DiffusionCheckpoint(PARITY / "released-dream")
+    assert checkpoint.encode_document(["cat"])[0].shape == (16, 64)

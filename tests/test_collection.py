@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+
+from colbert_diffusion.collection import Skipped, read_collection, read_queries, write_tsv
+from colbert_diffusion.errors import UserError
+
+
+def test_tsv_reads_as_colbert_reads_it(tmp_path: Path) -> None:
+    from colbert.evaluation.loaders import load_collection
+
+    path = tmp_path / "c.tsv"
+    path.write_text("0\tplain text\n1\tbody\ta title\n2\t\n3\ttrailing  \n4\tnaïve – 東京\u2028line\n", encoding="utf-8")
+    assert read_collection(path) == load_collection(str(path))
+
+
+def test_jsonl_and_beir_folders_join_title_and_text(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "x", "title": "T", "text": "one"}\n{"id": 7, "contents": "two"}\n')
+    assert read_collection(tmp_path) == read_collection(tmp_path / "corpus.jsonl") == ["T one", "two"]
+
+
+def test_queries_keep_their_ids(tmp_path: Path) -> None:
+    (tmp_path / "q.tsv").write_text("17\twhat\n3\twho\n")
+    (tmp_path / "queries.jsonl").write_text('{"_id": "a", "text": "what"}\n')
+    assert read_queries(tmp_path / "q.tsv") == {"17": "what", "3": "who"}
+    assert read_queries(tmp_path) == {"a": "what"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c.tsv", b"0\ta\n0\tb\n", "line 2: pid '0', expected 1"),
+        ("c.tsv", b"0\ta\n2\tb\n", "line 2: pid '2', expected 1"),
+        ("c.tsv", b"0\ta\t\n1\tb\n", "line 1: a trailing tab"),
+        ("c.tsv", b"pid\ttext\n0\ta\n", "line 1: pid 'pid', expected 0"),
+        ("c.tsv", b"0\ta\n\n1\tb\n", "line 2: an empty line"),
+        ("c.tsv", b"0\ta\n1 b\n", "line 2: only one column"),
+        ("c.tsv", b"0\ta\rb\n", "line 1: a bare carriage return"),
+        ("c.tsv", b"\xef\xbb\xbf0\ta\n", "line 1: starts with a byte order mark"),
+        ("c.tsv", b"0\ta\n1\t\xff\n", "line 2: not UTF-8"),
+        ("c.tsv", b"", "no passages"),
+        ("c.jsonl", b'{"text": "a"}\n{"text"\n', "line 2: not JSON"),
+        ("c.jsonl", b'{"text": "a"}\n["b"]\n', "line 2: no string"),
+        ("c.jsonl", b'{"text": null}\n', "line 1: no string"),
+        ("c.csv", b"0,a\n", "unknown kind"),
+    ],
+)
+def test_a_malformed_collection_is_refused_by_file_and_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_collection(tmp_path / name)
+    assert name in str(error.value)
+
+
+def test_bad_lines_are_collected_when_asked_and_the_rest_is_numbered_anew(tmp_path: Path) -> None:
+    path = tmp_path / "c.tsv"
+    path.write_bytes(b"pid\ttext\n0\tone\n\n0\tagain\n5\ttwo\n6\t\xff\n7\tthree\n")
+    skipped: list[Skipped] = []
+    assert read_collection(path, skipped) == ["one", "two", "three"]
+    assert [(s.line, s.reason.split(" (")[0].split(",")[0]) for s in skipped] == [
+        (1, "pid 'pid' is no number"),
+        (3, "an empty line"),
+        (4, "pid '0' is repeated"),
+        (6, "not UTF-8"),
+    ]
+    assert skipped[3].raw == b"6\t\xff\n"
+
+
+def test_a_query_id_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "q.tsv").write_text("1\ta\n1\tb\n")
+    with pytest.raises(UserError, match="occurs twice"):
+        read_queries(tmp_path / "q.tsv")
+
+
+def test_a_written_collection_is_read_back_line_for_line(tmp_path: Path) -> None:
+    texts = ["plain", "", "tab\tand\nnewline\rreturn", "naïve – 東京\u2028separator\x0b"]
+    write_tsv(tmp_path / "c.tsv", texts)
+    assert read_collection(tmp_path / "c.tsv") == [texts[0], "", "tab and newline return", texts[3]]

@@ -1,0 +1,84 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from colbert_diffusion import DiffusionCheckpoint, convert
+from colbert_diffusion.config import PromptParts
+from colbert_diffusion.errors import UserError
+
+from .conftest import HIDDEN, PARITY, make_texts
+
+TEXTS = make_texts(40)
+
+
+def test_a_release_becomes_an_indexable_folder_that_keeps_its_vectors(tmp_path: Path) -> None:
+    converted = convert(str(PARITY / "released-dream"), tmp_path / "c", dim=64)
+    released = DiffusionCheckpoint(PARITY / "released-dream")
+    assert (tmp_path / "c" / "artifact.metadata").is_file()
+    assert np.array_equal(converted.encode_document(TEXTS[:3]), released.encode_document(TEXTS[:3]))
+    assert np.array_equal(converted.encode_query(TEXTS[:3]), released.encode_query(TEXTS[:3]))
+
+
+def test_a_release_is_projected_to_dim_with_most_of_its_maxsim_order_kept(tmp_path: Path) -> None:
+    texts: list[str] = json.loads((PARITY / "texts.json").read_text())
+    converted = convert(str(PARITY / "released-dream"), tmp_path / "c", dim=32, fit_on=TEXTS + texts)
+    assert converted.encode_query(["x"])[0].shape == (4, 32)
+    full = DiffusionCheckpoint(PARITY / "released-dream").rerank(texts[0], texts)
+    assert converted.rerank(texts[0], texts)[0][0] == full[0][0]
+
+
+def test_a_backbone_becomes_a_zero_shot_checkpoint_with_the_bert_frame(tiny_bert: Path, tmp_path: Path) -> None:
+    converted = convert(str(tiny_bert), tmp_path / "c", dim=HIDDEN, k_query=2, k_passage=3)
+    assert converted.config.passage_prompt == PromptParts("[CLS]", "[SEP]", "[SEP]")
+    assert converted.encode_document(["cat"])[0].shape == (3, HIDDEN)
+    assert converted.encode_document(["the cat " * 500])[0].shape == (3, HIDDEN)
+
+
+def test_a_chat_backbone_is_prompted_through_its_own_template_and_the_number_word_follows_k(tmp_path: Path) -> None:
+    one = convert(str(PARITY / "tiny-dream"), tmp_path / "one", dim=64, k_query=1, k_passage=16).config
+    assert str(one.query_prompt.prefix).endswith('<|im_start|>user\nQuery: "')
+    assert "one lowercase word that" in str(one.query_prompt.suffix)
+    assert "sixteen lowercase words that" in str(one.passage_prompt.suffix)
+    assert str(one.passage_prompt.suffix).endswith('<|im_start|>assistant\nThe sixteen words are: "')
+    assert one.passage_prompt.tail == '"<|im_end|><|endoftext|>'
+    llada = convert(str(PARITY / "tiny-llada"), tmp_path / "llada", dim=64).config
+    assert str(llada.query_prompt.prefix).startswith("<|startoftext|><|start_header_id|>user")
+    assert llada.query_prompt.tail == '"<|eot_id|><|endoftext|>'
+
+
+def test_prompts_may_be_given(tiny_bert: Path, tmp_path: Path) -> None:
+    prompts = {"query": {"prefix": [2], "suffix": "query", "tail": [3]}}
+    config = convert(str(tiny_bert), tmp_path / "c", dim=HIDDEN, prompts=prompts).config
+    assert config.query_prompt == PromptParts((2,), "query", (3,))
+    assert config.passage_prompt.prefix == "[CLS]"
+    with pytest.raises(UserError, match="prompts: expected"):
+        convert(str(tiny_bert), tmp_path / "d", dim=HIDDEN, prompts={"title": {}})
+
+
+@pytest.mark.parametrize("readout", ["mean", "last"])
+def test_single_vector_readouts_convert_with_k_one(tiny_bert: Path, tmp_path: Path, readout: str) -> None:
+    converted = convert(str(tiny_bert), tmp_path / "c", dim=HIDDEN, readout=readout)
+    assert converted.encode_document(["cat"])[0].shape == (1, HIDDEN)
+
+
+def test_a_smaller_dim_without_texts_and_a_larger_one_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--fit-on TEXTS"):
+        convert(str(tiny_bert), tmp_path / "c", dim=8)
+    with pytest.raises(UserError, match=f"hidden size {HIDDEN}"):
+        convert(str(tiny_bert), tmp_path / "c", dim=128)
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_existing_folder_is_never_written_over(tiny_bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="exists"):
+        convert(str(tiny_bert), tmp_path, dim=HIDDEN)
+
+
+def test_a_converted_folder_works_from_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PARITY)
+    convert("released-dream", tmp_path / "c", dim=64)
+    monkeypatch.chdir(tmp_path)
+    assert DiffusionCheckpoint("c").encode_query(["cat"])[0].shape == (4, 64)
