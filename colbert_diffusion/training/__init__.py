@@ -1,0 +1,1 @@
+"""Training: where examples come from, what is learned from them, and how."""
