@@ -4,7 +4,7 @@ The folder's layout is data (`CHECKPOINT`, `RELEASED`, `VECTORS`): what a folder
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,6 +24,7 @@ VECTORS_FILE = "vectors.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 PROJECTION_FILE = "projection.safetensors"
+HEAD_FILE = "head.safetensors"
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ class DiffusionConfig:
         revision: hub revision of the backbone; None: the hub's default.
         readout: name in `readouts.READOUTS`.
         k_query, k_passage: vectors per query and passage.
-        nested: True when trained so that the first k vectors are the text's k vectors; the model is then
-            always given the full k masks.
+        nested: True when trained so that the first vectors and dimensions are good vectors by themselves.
+        masks_query, masks_passage: masks appended, where that is more than k: a nested checkpoint always gets
+            the trained number and keeps the first k. None: k.
         read_offset: 0 reads the masked positions themselves (DiffRetriever), -1 the states one before them
             (the states that predict them in models with shifted logits).
         query_prompt, passage_prompt: see `PromptParts`; ids win over any template.
@@ -97,6 +99,8 @@ class DiffusionConfig:
     k_query: int = 4
     k_passage: int = 16
     nested: bool = False
+    masks_query: int | None = None
+    masks_passage: int | None = None
     read_offset: int = 0
     query_prompt: PromptParts = field(default_factory=PromptParts)
     passage_prompt: PromptParts = field(default_factory=PromptParts)
@@ -115,6 +119,12 @@ class DiffusionConfig:
         for name in ("k_query", "k_passage", "query_max_length", "passage_max_length", "dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for side in get_args(Side):
+            if self.masks(side) < self.k(side) or (self.masks(side) > self.k(side) and not self.nested):
+                raise UserError(
+                    f"k_{side} is {self.k(side)}, masks_{side} {self.masks(side)}: fewer vectors than masks need a nested "
+                    "checkpoint, more are not there"
+                )
         if self.read_offset not in (0, -1):
             raise UserError(f"read_offset is {self.read_offset}, expected 0 (the masked positions) or -1")
         if self.length_bound not in get_args(LengthBound):
@@ -125,6 +135,36 @@ class DiffusionConfig:
     def k(self, side: Side) -> int:
         """Vectors per text on this side."""
         return self.k_query if side == "query" else self.k_passage
+
+    def masks(self, side: Side) -> int:
+        """Masks appended to a text on this side."""
+        masks = self.masks_query if side == "query" else self.masks_passage
+        return self.k(side) if masks is None else masks
+
+    def prefix(self, *, k_query: int | None = None, k_passage: int | None = None, dim: int | None = None) -> "DiffusionConfig":
+        """The same checkpoint with fewer vectors or dimensions, which a nested one gives without training again.
+
+        Raises:
+            UserError: not nested, or more than there is.
+        """
+        k_query, k_passage, dim = k_query or self.k_query, k_passage or self.k_passage, dim or self.dim
+        if (k_query, k_passage, dim) == (self.k_query, self.k_passage, self.dim):
+            return self
+        if not self.nested:
+            raise UserError(
+                f"the checkpoint is not nested: it gives k_query {self.k_query}, k_passage {self.k_passage}, dim {self.dim} "
+                "only; train one with nested prefixes (colbert-diffusion train)"
+            )
+        if dim > self.dim:
+            raise UserError(f"dim {dim} is above the checkpoint's {self.dim}; choose a smaller one")
+        return replace(
+            self,
+            k_query=k_query,
+            k_passage=k_passage,
+            dim=dim,
+            masks_query=self.masks("query"),
+            masks_passage=self.masks("passage"),
+        )
 
     def prompt(self, side: Side) -> PromptParts:
         return self.query_prompt if side == "query" else self.passage_prompt

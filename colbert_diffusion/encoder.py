@@ -83,41 +83,43 @@ class Encoder:
         Raises:
             UserError: an item is not a string.
         """
-        prompt = self.prompts[side]
         k = self.config.k(side)
         windows = _windows(texts, WINDOW)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize") as pool:
-            ahead = pool.submit(self._next_rows, windows, prompt)
+            ahead = pool.submit(self._next_rows, windows, side)
             while rows := ahead.result():
-                ahead = pool.submit(self._next_rows, windows, prompt)
+                ahead = pool.submit(self._next_rows, windows, side)
                 yield from self._encode_rows(rows, k, progress)
 
-    def _next_rows(self, windows: Iterator[tuple[int, list[str]]], prompt: Prompt) -> list[Row]:
+    def rows(self, texts: Sequence[str], side: Side) -> list[Row]:
+        """The model's inputs for these texts."""
+        prompt = self.prompts[side]
+        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]  # lone surrogates become "?"
+        return [prompt.row(ids) for ids in self.backbone.tokenize(clean, prompt.room)]
+
+    def read(self, rows: Sequence[Row], k: int) -> Tensor:
+        """One batch through the model: the states that become vectors, (batch, k, hidden) in the model's dtype."""
+        ids, lengths = pad([row.ids for row in rows], self.backbone.filler_id)
+        first = torch.tensor([row.first_mask for row in rows]) + self.config.read_offset
+        states = self.backbone.states(ids, lengths)
+        return self.readout.read(states, lengths.to(states.device), first.to(states.device), k)
+
+    def _next_rows(self, windows: Iterator[tuple[int, list[str]]], side: Side) -> list[Row]:
         start, texts = next(windows, (0, []))
         for offset, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"text {start + offset} is {text!r} of type {type(text).__name__}, expected a string")
-        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]  # lone surrogates become "?"
-        return [prompt.row(ids) for ids in self.backbone.tokenize(clean, prompt.room)]
+        return self.rows(texts, side)
 
     def _encode_rows(self, rows: Sequence[Row], k: int, progress: Progress | None) -> Iterator[Vectors]:
         vectors: list[Vectors] = [np.empty(0, np.float32)] * len(rows)
-        for batch in self._batches(rows):
+        for batch in batches([len(row.ids) for row in rows], self.batch_tokens):
             encoded = self._run([rows[i] for i in batch], k)
             for i, vector in zip(batch, encoded, strict=True):
                 vectors[i] = vector
             if progress is not None:
                 progress.update(len(batch))
         yield from vectors
-
-    def _batches(self, rows: Sequence[Row]) -> Iterator[list[int]]:
-        """Row indices, longest rows first (a batch that does not fit shows at once), within the token budget."""
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
-        start = 0
-        while start < len(order):
-            size = max(1, self.batch_tokens // len(rows[order[start]].ids))
-            yield order[start : start + size]
-            start += size
 
     def _run(self, rows: Sequence[Row], k: int) -> Vectors:
         """One batch -> float32 (batch, k, dim); halved and tried again when the GPU's memory does not suffice."""
@@ -135,12 +137,18 @@ class Encoder:
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Row], k: int) -> Vectors:
-        ids, lengths = pad([row.ids for row in rows], self.backbone.filler_id)
-        first = torch.tensor([row.first_mask for row in rows]) + self.config.read_offset
-        states = self.backbone.states(ids, lengths)
-        read = self.readout.read(states, lengths.to(states.device), first.to(states.device), k)
-        vectors: Vectors = self.projection(read).cpu().numpy()
+        vectors: Vectors = self.projection(self.read(rows, k)).cpu().numpy()
         return vectors
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Row indices, longest rows first (a batch that does not fit shows at once), each padded batch within the budget."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        size = max(1, budget // lengths[order[start]])
+        yield order[start : start + size]
+        start += size
 
 
 def pad(rows: Sequence[Sequence[int]], filler_id: int) -> tuple[Tensor, Tensor]:

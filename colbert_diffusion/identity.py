@@ -9,7 +9,7 @@ import torch
 
 from . import fingerprint
 from .backbones.sources import locate
-from .config import CONFIG_FILE, RELEASED_FILE, DiffusionConfig
+from .config import CONFIG_FILE, HEAD_FILE, RELEASED_FILE, DiffusionConfig
 from .errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -36,7 +36,7 @@ class CheckpointIdentity:
         decides = {name: value for name, value in asdict(self.config).items() if name not in UNDECIDING}
         folders = (self.path, self.backbone_path)
         files = [file for folder in folders for file in folder.iterdir() if file.suffix in WEIGHING]
-        files = [file for file in files if file.name not in (CONFIG_FILE, RELEASED_FILE)]
+        files = [file for file in files if file.name not in (CONFIG_FILE, RELEASED_FILE, HEAD_FILE)]
         return fingerprint.of_texts([json.dumps(decides, sort_keys=True), fingerprint.of_files(files)])
 
 

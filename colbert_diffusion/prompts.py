@@ -24,7 +24,7 @@ class Prompt:
 
     Args:
         prefix, suffix, tail: token ids.
-        masks: as many mask ids as vectors are read.
+        masks: the mask ids; vectors are read at the first of them.
         room: how many text ids fit; the rest of a text is cut off.
         filler: stands in when a row would be empty (an empty text with an empty frame).
     """
@@ -74,5 +74,5 @@ def make_prompt(
                 f"{side}_max_length {config.max_length(side)} leaves no room for a text: prefix {len(prefix)} + "
                 f"suffix {len(suffix)} tokens; raise it to {len(prefix) + len(suffix) + 32} or more"
             )
-    masks = () if mask_token_id is None else (mask_token_id,) * config.k(side)
+    masks = () if mask_token_id is None else (mask_token_id,) * config.masks(side)
     return Prompt(prefix, suffix, masks, tail, room, filler)

@@ -9,7 +9,7 @@ import torch
 from colbert_diffusion import encoder as engine
 from colbert_diffusion.backbones.loading import load_backbone
 from colbert_diffusion.config import DiffusionConfig, PromptParts, Side
-from colbert_diffusion.encoder import Encoder
+from colbert_diffusion.encoder import Encoder, batches
 from colbert_diffusion.errors import UserError
 from colbert_diffusion.projection import Projection
 
@@ -74,9 +74,9 @@ def test_texts_are_consumed_lazily(encoder: Encoder, monkeypatch: pytest.MonkeyP
 def test_batches_stay_within_the_token_budget(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "batch_tokens", 100)
     rows = [encoder.prompts["passage"].row(ids) for ids in encoder.backbone.tokenize(make_texts(40))]
-    batches = list(encoder._batches(rows))
-    assert sorted(i for batch in batches for i in batch) == list(range(40))
-    assert all(len(batch) * max(len(rows[i].ids) for i in batch) <= 100 for batch in batches)
+    chosen = list(batches([len(row.ids) for row in rows], encoder.batch_tokens))
+    assert sorted(i for batch in chosen for i in batch) == list(range(40))
+    assert all(len(batch) * max(len(rows[i].ids) for i in batch) <= 100 for batch in chosen)
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,3 +138,22 @@ def test_a_row_longer_than_the_backbones_positions_is_refused_with_the_numbers(
 def test_another_mask_token_than_the_one_trained_with_is_refused(tiny_bert: Path, tiny_config: DiffusionConfig) -> None:
     with pytest.raises(UserError, match="mask_token_id 3"):
         Encoder(load_backbone(tiny_bert), replace(tiny_config, mask_token_id=3), Projection())
+
+
+def test_a_nested_checkpoint_always_gets_all_its_masks_and_keeps_the_first_vectors(
+    tiny_bert: Path, tiny_config: DiffusionConfig
+) -> None:
+    nested = replace(tiny_config, nested=True)
+    backbone = load_backbone(tiny_bert)
+    texts = make_texts(5)
+    whole = list(Encoder(backbone, nested, Projection()).encode(texts, "passage"))
+    first = list(Encoder(backbone, nested.prefix(k_passage=3), Projection()).encode(texts, "passage"))
+    for some, every in zip(first, whole, strict=True):
+        np.testing.assert_allclose(some, every[:3], atol=1e-6)
+
+
+def test_a_prefix_of_a_checkpoint_that_is_not_nested_is_refused(tiny_config: DiffusionConfig) -> None:
+    with pytest.raises(UserError, match="not nested"):
+        tiny_config.prefix(k_passage=3)
+    with pytest.raises(UserError, match="need a nested"):
+        replace(tiny_config, masks_passage=16)

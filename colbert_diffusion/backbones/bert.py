@@ -38,5 +38,12 @@ BERT = Family(
         (r"\bLayerNorm\.beta$", "LayerNorm.bias"),
     ),
     set_aside=r"^(cls|lm_head|pooler|vocab_\w+)\.|^embeddings\.position_ids$",
+    head=(
+        (r"^(cls\.predictions\.transform\.dense|lm_head\.dense|vocab_transform)\.", "dense."),
+        (r"^(cls\.predictions\.transform\.LayerNorm|lm_head\.layer_norm|vocab_layer_norm)\.", "norm."),
+        (r"^(cls\.predictions|lm_head|vocab_projector)\.bias$", "bias"),
+        (r"^(cls\.predictions\.decoder|lm_head\.decoder|vocab_projector)\.weight$", "output"),
+    ),
+    head_transforms=True,
     assumed={"is_decoder": False, "position_embedding_type": "absolute"},
 )

@@ -9,5 +9,6 @@ DREAM = Family(
     model_types=("Dream",),
     native=lambda published: (Qwen2Model, Qwen2Config(**passed_on(published))),
     assumed={"use_sliding_window": False, "hidden_act": "silu"},
+    shifted=True,
     tokenizer="Qwen2TokenizerFast",  # the published DreamTokenizer is remote code; same vocabulary, same ids
 )

@@ -30,6 +30,9 @@ class Family:
         bidirectional: what the attention must prove to be at every load.
         renames: (pattern, replacement) in order, applied to weight and adapter names alike.
         set_aside: published tensors that an encoder has no use for (heads, poolers).
+        head: (pattern, replacement) from native names to `heads.PredictionHead`'s.
+        head_transforms: whether the head has a dense layer; without one it is the output matrix, or tied.
+        shifted: whether the state before a position predicts it (models that began autoregressive).
         assumed: published config fields the native class takes for granted, with the only value it reproduces.
         tokenizer: transformers' tokenizer class; None: AutoTokenizer decides.
         mask_token: the mask's string where the published tokenizer does not declare it.
@@ -42,6 +45,9 @@ class Family:
     also: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ((r"^model\.", ""),)
     set_aside: str = r"^lm_head\."
+    head: tuple[tuple[str, str], ...] = ((r"^lm_head\.weight$", "output"),)
+    head_transforms: bool = False
+    shifted: bool = False
     assumed: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
     mask_token: str | None = None
@@ -51,6 +57,10 @@ class Family:
         for pattern, replacement in self.renames:
             published = re.sub(pattern, replacement, published)
         return published
+
+    def head_name(self, native: str) -> str | None:
+        """What the prediction head calls this tensor; None: it is not the head's."""
+        return next((re.sub(pattern, ours, native) for pattern, ours in self.head if re.search(pattern, native)), None)
 
     def is_set_aside(self, native_name: str) -> bool:
         return re.match(self.set_aside, native_name) is not None

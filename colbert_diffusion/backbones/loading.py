@@ -17,7 +17,7 @@ from ..config import ADAPTER_CONFIG_FILE
 from ..errors import UserError
 from ..files import read_json
 from . import find_family
-from .adapters import merge_adapter
+from .adapters import attach_adapter, merge_adapter
 from .backbone import Backbone
 from .family import Family, PublishedConfig
 from .probe import prove_attention
@@ -34,6 +34,7 @@ def load_backbone(
     checkpoint: Path | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    merge: bool = True,
 ) -> Backbone:
     """Load a published backbone into transformers' own class, merge its adapter, prove its attention.
 
@@ -43,6 +44,7 @@ def load_backbone(
         checkpoint: folder whose LoRA adapter is merged, whose weights replace the backbone's and whose tokenizer is
             preferred, each if it is there.
         dtype: of the weights; RoPE frequencies stay float32.
+        merge: False leaves the adapter beside the weights, for further training.
 
     Raises:
         UserError: unsupported model, missing or damaged files, mask tokens that disagree, or attention that does
@@ -53,10 +55,13 @@ def load_backbone(
     published = read_json(folder / "config.json")
     chosen = find_family(str(published.get("model_type")), family)
     chosen.check_assumptions(published)
-    has_weights = checkpoint is not None and _weight_files(checkpoint)
+    has_weights = checkpoint is not None and weight_files(checkpoint)
     model = _load_model(chosen, published, checkpoint if checkpoint and has_weights else folder, dtype)
     if checkpoint is not None and (checkpoint / ADAPTER_CONFIG_FILE).is_file():
-        model = merge_adapter(model, checkpoint, chosen)
+        if merge:
+            model = merge_adapter(model, checkpoint, chosen)
+        else:
+            attach_adapter(model, checkpoint, chosen)  # in place
     module: torch.nn.Module = model  # transformers' own .to() is typed for a model argument
     module.requires_grad_(False).to(device)
 
@@ -67,7 +72,8 @@ def load_backbone(
     return backbone
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors of a published model, sharded or not; none: empty."""
     if (folder / WEIGHTS_INDEX_FILE).is_file():
         index = read_json(folder / WEIGHTS_INDEX_FILE)
         return [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
@@ -102,7 +108,7 @@ def _load_model(family: Family, published: PublishedConfig, folder: Path, dtype:
 
 
 def _read_weights(family: Family, folder: Path) -> dict[str, Tensor]:
-    files = _weight_files(folder)
+    files = weight_files(folder)
     if not files:
         raise UserError(f"{folder} has no {WEIGHTS_FILE}; pickled weights are never loaded: convert them to safetensors")
     weights: dict[str, Tensor] = {}

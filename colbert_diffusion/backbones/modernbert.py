@@ -9,4 +9,10 @@ MODERNBERT = Family(
     model_types=("modernbert",),
     native=lambda published: (ModernBertModel, ModernBertConfig(**passed_on(published))),
     set_aside=r"^(head|decoder|classifier)\.",
+    head=(
+        (r"^head\.(dense|norm)\.", r"\1."),
+        (r"^decoder\.bias$", "bias"),
+        (r"^decoder\.weight$", "output"),
+    ),
+    head_transforms=True,
 )
