@@ -1,0 +1,144 @@
+"""Hard negatives from our own index: what a checkpoint ranks high for a query and is not its positive."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import fingerprint
+from ..errors import UserError
+from ..files import read_json, write_json, written_aside
+from ..identity import identify
+from ..progress import note, progress_bar
+from .data import Example
+
+MINED_FILE = "mined.jsonl"
+MANIFEST_FILE = "mined.json"
+INDEX = "index"
+BATCH = 256  # queries encoded at once
+# A candidate that scores nearly as high as the positive is probably one too, only unlabelled. Measured against the
+# positive's own score as NV-Retriever does (arXiv 2407.15831, TopK-PercPos at 95 %): scores differ from query to query.
+POSITIVE_SHARE = 0.95
+
+
+def mine(
+    checkpoint: str,
+    examples: Iterable[Example],
+    folder: Path,
+    *,
+    negatives: int = 8,
+    depth: int = 100,
+    skip_top: int = 0,
+    show_progress_bar: bool = False,
+) -> Path:
+    """Write the examples with negatives mined among each other's positives, as Tevatron JSONL; return its path.
+
+    The positives, each text once, become an index in `folder`; every query is searched in it. Left out are all
+    positives of the same query, texts equal to them but for case and white space, and candidates that score at least
+    95 % of the example's positive. An example may so get fewer negatives, or none; those that it came with are dropped.
+
+    Interrupted, the same call goes on with the index; done before with the same examples, checkpoint and settings, it
+    returns at once. With others, what `folder` holds of earlier mining is replaced.
+
+    Args:
+        checkpoint: as Indexer's: folder or hub id.
+        examples: held in memory.
+        negatives: at most this many per example, the best ranked first.
+        depth: candidates looked at per query.
+        skip_top: leave out this many of the best candidates as well.
+
+    Raises:
+        UserError: fewer than two different positives, impossible settings, or a checkpoint that cannot be indexed.
+    """
+    examples = list(examples)
+    passages = list(dict.fromkeys(example.passages[0] for example in examples))
+    if len(passages) < 2:
+        raise UserError(f"{len(passages)} different positives: a negative is another query's positive, give at least 2")
+    if negatives < 1 or skip_top < 0 or depth <= skip_top:
+        raise UserError(f"negatives={negatives}, depth={depth}, skip_top={skip_top}: expected 1 or more, 0 <= skip_top < depth")
+    about = {
+        "checkpoint": identify(checkpoint).fingerprint,
+        "examples": fingerprint.of_texts(text for e in examples for text in (e.query, e.passages[0])),
+        "negatives": negatives,
+        "depth": depth,
+        "skip_top": skip_top,
+        "positive_share": POSITIVE_SHARE,
+    }
+    mined = folder / MINED_FILE
+    if _claim(folder, about) and mined.is_file():
+        return mined
+    searcher = _searcher(checkpoint, passages, folder)
+    written = 0
+    with (
+        written_aside(mined) as aside,
+        aside.open("w", encoding="utf-8") as file,
+        progress_bar(len(examples), "mining", show=show_progress_bar) as bar,
+    ):
+        for number, (example, found) in enumerate(zip(examples, _search(searcher, examples, passages, depth), strict=True)):
+            kept = [passages[pid] for pid in found[skip_top:][:negatives]]
+            file.write(json.dumps(_record(number, example, kept), ensure_ascii=False) + "\n")
+            written += len(kept)
+            bar.update()
+    if show_progress_bar:
+        note(f"{written:,} negatives for {len(examples):,} examples in {mined}")
+    return mined
+
+
+def _claim(folder: Path, about: dict[str, Any]) -> bool:
+    """Take the folder for this mining. Returns whether it was of the same; what it held of another is removed."""
+    manifest = folder / MANIFEST_FILE
+    there = read_json(manifest) if manifest.is_file() else about
+    if there != about:
+        (folder / MINED_FILE).unlink(missing_ok=True)
+        if any(there.get(name) != about[name] for name in ("checkpoint", "examples")):
+            for name in (INDEX, f"{INDEX}.partial"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+    same = manifest.is_file() and there == about
+    write_json(manifest, about)  # last: interrupted before, it is all done again
+    return same
+
+
+def _searcher(checkpoint: str, passages: Sequence[str], folder: Path) -> Any:
+    """A searcher in the index of the passages, which is built unless it is there."""
+    from colbert.infra import Run, RunConfig  # heavy, as the next two
+
+    from ..seam.indexing import Indexer
+    from ..seam.searching import Searcher
+
+    with Run().context(RunConfig(index_root=str(folder.absolute()))):
+        Indexer(checkpoint, verbose=0).index(INDEX, passages, overwrite="resume")
+    return Searcher(INDEX, checkpoint, index_root=str(folder.absolute()), verbose=0)
+
+
+def _search(searcher: Any, examples: Sequence[Example], passages: Sequence[str], depth: int) -> Iterator[list[int]]:
+    """For each example the pids that may serve as its negatives, best first."""
+    pid_of = {text: pid for pid, text in enumerate(passages)}
+    positives: dict[str, set[str]] = {}
+    for example in examples:
+        positives.setdefault(example.query, set()).add(_plain(example.passages[0]))
+    for start in range(0, len(examples), BATCH):
+        batch = examples[start : start + BATCH]
+        vectors = searcher.encode([example.query for example in batch])  # (batch, k_query, dim)
+        for example, q in zip(batch, vectors.split(1), strict=True):
+            pids, _, scores = searcher.dense_search(q, min(depth, len(passages)))
+            _, _, [of_positive] = searcher.dense_search(q, 1, pids=[pid_of[example.passages[0]]])  # may not be in pids
+            yield [
+                pid
+                for pid, score in zip(pids, scores, strict=True)
+                if score < POSITIVE_SHARE * of_positive and _plain(passages[pid]) not in positives[example.query]
+            ]
+
+
+def _record(number: int, example: Example, negatives: Sequence[str]) -> dict[str, Any]:
+    """One line in Tevatron's form."""
+    return {
+        "query_id": str(number),
+        "query": example.query,
+        "positive_passages": [{"title": "", "text": example.passages[0]}],
+        "negative_passages": [{"title": "", "text": text} for text in negatives],
+    }
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
