@@ -7,11 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from .evaluation import Report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -120,6 +123,53 @@ def search(
 
 
 @app.command()
+def evaluate(
+    ctx: typer.Context,
+    collections: Annotated[list[str], typer.Argument(help="BEIR or MS MARCO folders, or ir_datasets:ID.", show_default=False)],
+    checkpoint: Checkpoint = None,
+    index: Annotated[Path | None, typer.Option(help="Search this index; default: build one.")] = None,
+    plaid: Annotated[bool, typer.Option("--plaid", help="ColBERT's PLAID; what runs when no system is named.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Exact MaxSim over every passage.")] = False,
+    bm25: Annotated[bool, typer.Option("--bm25", help="BM25, stemmed.")] = False,
+    run: Annotated[list[Path] | None, typer.Option(help="A TREC run of another system; may be repeated.")] = None,
+    k_passage: Annotated[str | None, typer.Option(help="Exact with the first k vectors of a passage, e.g. 1,4,16.")] = None,
+    dim: Annotated[str | None, typer.Option(help="Exact with the first dimensions, e.g. 32,64; a row per combination.")] = None,
+    measures: Annotated[str, typer.Option(help="ir_measures' names.")] = "nDCG@10 RR@10 R@100 R@1000",
+    depth: Annotated[int, typer.Option(help="Passages per query.")] = 1000,
+    split: Annotated[str | None, typer.Option(help="Which judgements; default: test, else dev.small, else dev.")] = None,
+    nbits: Annotated[int | None, typer.Option(help="Bits per dimension of an index that is built.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for runs, measures.json and the index.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure on benchmarks: nDCG, recall, ..., and each system's difference to the first, with its 95 % interval."""
+    from dataclasses import asdict
+
+    from .evaluation import read_benchmark
+    from .evaluation.systems import Systems, measure_systems
+    from .progress import note
+
+    systems = Systems(
+        checkpoint, index, plaid, exact, bm25, tuple(run or ()), _numbers(k_passage), _numbers(dim), depth, nbits, measures
+    )
+    if len(collections) > 1 and (index or run):
+        raise UserError(f"--index and --run belong to one collection, there are {len(collections)}; evaluate them one by one")
+    for collection in collections:
+        benchmark = read_benchmark(collection, split)
+        if benchmark.left_out:
+            note(f"{benchmark.name}: {benchmark.left_out} queries without a positive judgement are left out")
+        if benchmark.missing:
+            note(f"{benchmark.name}: {benchmark.missing} judged passages are not in the collection and count as not found")
+        folder = out / benchmark.name if out and len(collections) > 1 else out
+        with _quiet(ctx):
+            report, about = measure_systems(benchmark, systems, folder)
+        if as_json:
+            comparisons = [asdict(comparison) for comparison in report.comparisons]
+            print(json.dumps({**about, "means": report.means, "comparisons": comparisons}, ensure_ascii=False))
+        else:
+            _print_measures(f"{benchmark.name}: {len(benchmark.documents)} passages, {len(benchmark.queries)} queries", report)
+
+
+@app.command()
 def verify(index: Annotated[Path, typer.Argument(help="Index folder.", show_default=False)], as_json: Json = False) -> None:
     """Hash every file of an index against its manifest; exit code 1 when one differs."""
     from .manifest import verify as differences
@@ -168,6 +218,33 @@ def convert(
 
 
 @app.command()
+def train(
+    start: Annotated[str, typer.Argument(help="Checkpoint to begin from; `convert` makes one of a backbone.")],
+    examples: Annotated[list[Path], typer.Argument(help="Pairs, Tevatron JSONL or ColBERT triples; .gz too.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write; the run lives in OUT.training.")],
+    preset: Annotated[str, typer.Option(help="small, or paper: DiffRetriever's recipe.")] = "small",
+    recipe: Annotated[Path | None, typer.Option(help="JSON file of recipe fields, over the preset's.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE of the recipe, over both.")] = None,
+    dev: Annotated[list[str] | None, typer.Option(help="Collection to evaluate on; the best weights are kept.")] = None,
+    queries: Annotated[Path | None, typer.Option(help="TSV of queries, where the examples hold ids.")] = None,
+    collection: Annotated[Path | None, typer.Option(help="TSV of passages, where the examples hold ids.")] = None,
+    mine: Annotated[bool, typer.Option(help="First mine the recipe's hard negatives with the start checkpoint.")] = False,
+) -> None:
+    """Train a checkpoint. Interrupted, the same command goes on from its last saved step. torchrun starts several processes."""
+    from .training.recipe import read_recipe
+    from .training.trainer import Data, train as run
+
+    changed = dict(_setting(text) for text in settings or [])
+    chosen = read_recipe(preset, recipe, changed)
+    data = Data(examples, queries, collection)
+    if mine:
+        data = data.mined(start, chosen, out)
+    command = " ".join(["colbert-diffusion", *sys.argv[1:]])
+    run(start, data, out, chosen, dev=dev or (), command=command, show_progress_bar=True)
+    typer.echo(f"{out}\nnext: colbert-diffusion evaluate COLLECTION --checkpoint {out}")
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Check this machine: packages, GPU, compiler, ColBERT unedited, disk. Exit code 1 when a check fails."""
     from dataclasses import asdict
@@ -182,6 +259,13 @@ def doctor(as_json: Json = False) -> None:
             print(f"{found.status:4}  {found.name:12}  {found.detail}" + (f" -> {found.remedy}" if found.remedy else ""))
     if any(finding.status == "fail" for finding in findings):
         raise typer.Exit(1)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: expected FIELD=VALUE, for example --set steps=500")
+    return name, value
 
 
 def _read_skipping(texts: Path) -> list[str]:
@@ -216,6 +300,41 @@ def _print_table(query: str, topk: list[dict[str, Any]]) -> None:
         text = row["text"] if len(row["text"]) <= 240 else row["text"][:239] + "…"
         table.add_row(str(row["rank"]), f"{row['score']:.3f}", str(row["pid"]), text, style=None)
     Console().print(table)
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise UserError(f"{text!r:.40}: expected whole numbers separated by commas, e.g. 1,4,16") from error
+
+
+def _print_measures(title: str, report: "Report") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    def signed(value: float) -> str:
+        return f"{value:+.3f}".replace("0.", ".", 1)
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("system", no_wrap=True)
+    against = {(found.system, found.measure): found for found in report.comparisons}
+    for name in next(iter(report.means.values())):
+        table.add_column(name, justify="right", no_wrap=True)
+    for system, means in report.means.items():
+        cells = []
+        for name, mean in means.items():
+            found = against.get((system, name))
+            beside = f" {signed(found.difference)}\n({signed(found.low)} {signed(found.high)})" if found else ""
+            cells.append(f"{mean:.4f}{beside}")
+        table.add_row(system, *cells)
+    if report.comparisons:
+        table.caption = f"beside and below: difference to {report.comparisons[0].baseline}, its 95 % interval"
+    console = Console()
+    if not console.is_terminal:  # a file has room
+        console.width = max(console.width, Console(width=1000).measure(table).maximum)
+    console.print(table)
 
 
 @contextmanager

@@ -58,15 +58,27 @@ def read_queries(path: str | Path) -> dict[str, str]:
     Raises:
         UserError: as `read_collection`, or an id that occurs twice.
     """
-    path = _find(Path(path), "queries.jsonl")
-    queries: dict[str, str] = {}
-    for number, (qid, text) in enumerate(_entries(path, _parse_tsv if path.suffix == ".tsv" else _parse_json), 1):
-        if qid in queries:
-            raise UserError(f"{path}, line {number}: query id {qid} occurs twice; make the ids unique")
-        queries[qid] = text
-    if not queries:
-        raise UserError(f"{path} has no queries")
-    return queries
+    return _by_id(_find(Path(path), "queries.jsonl"), "query", "queries")
+
+
+def read_documents(path: str | Path) -> dict[str, str]:
+    """Passages by the id in the file, in file order; texts as `read_collection` gives them, ids any that are unique.
+
+    Raises:
+        UserError: as `read_collection`, or an id that occurs twice.
+    """
+    return _by_id(_find(Path(path), "corpus.jsonl"), "document", "passages")
+
+
+def _by_id(path: Path, kind: str, plural: str) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for number, (key, text) in enumerate(_entries(path, _parse_tsv if path.suffix == ".tsv" else _parse_json), 1):
+        if key in texts:
+            raise UserError(f"{path}, line {number}: {kind} id {key} occurs twice; make the ids unique")
+        texts[key] = text
+    if not texts:
+        raise UserError(f"{path} has no {plural}")
+    return texts
 
 
 def _find(path: Path, in_folder: str) -> Path:

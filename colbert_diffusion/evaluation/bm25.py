@@ -1,0 +1,43 @@
+"""BM25 by bm25s: the lexical baseline."""
+
+import sys
+
+import numpy as np
+
+from ..progress import progress_bar
+from .benchmarks import Benchmark
+from .optional import need
+from .runs import Run, best
+
+K1, B = 0.9, 0.4  # Anserini's, the literature's baseline
+TOKEN = r"\w+"  # single letters count: "C" is a language; no stop words are left out
+
+
+def bm25_run(benchmark: Benchmark, depth: int = 1000) -> Run:
+    """Lucene's BM25 (k1 .9, b .4) over lower-cased words, stemmed with Snowball's English stemmer.
+
+    A document that shares no word with the query is not found.
+
+    Raises:
+        MissingPackageError: bm25s or PyStemmer is not installed.
+    """
+    bm25s = need("bm25s", "BM25")
+    stemmer = need("Stemmer", "BM25").Stemmer("english")
+    bars = sys.stderr.isatty()
+
+    def tokens(texts: list[str]) -> list[list[str]]:
+        found: list[list[str]] = bm25s.tokenize(
+            texts, token_pattern=TOKEN, stopwords=[], stemmer=stemmer, return_ids=False, show_progress=bars
+        )
+        return found
+
+    index = bm25s.BM25(k1=K1, b=B, method="lucene")
+    index.index(tokens(benchmark.texts), show_progress=bars)
+    run: Run = {}
+    ids = benchmark.document_ids
+    with progress_bar(len(benchmark.queries), "bm25") as progress:
+        for qid, words in zip(benchmark.queries, tokens(list(benchmark.queries.values())), strict=True):
+            scores = index.get_scores(words) if words else np.zeros(len(ids), np.float32)
+            run[qid] = [(document, score) for document, score in best(scores, ids, depth) if score > 0]
+            progress.update(1)
+    return run

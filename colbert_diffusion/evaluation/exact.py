@@ -1,0 +1,123 @@
+"""Exact MaxSim over every passage, and over prefixes of its vectors. Knows neither checkpoints nor indexes.
+
+The yardstick for PLAID, and what a trainer measures with: it needs only `encode_query` and `encode_document`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import DiffusionConfig
+from ..errors import UserError
+from ..progress import progress_bar
+from .benchmarks import Benchmark
+from .runs import Run, best
+
+Vectors = npt.NDArray[np.float32]  # (k, dim)
+
+ENCODED = 512  # texts per call of the encoder
+CELLS = 2**26  # of a block of scores: 256 MiB
+DECIMALS = 5  # of a score: what lies behind is float32's noise, and equal passages should score the same
+
+
+class TextEncoder(Protocol):
+    """What exact search needs of a checkpoint: lists of texts -> one float32 array (k, dim) each, L2-normalised."""
+
+    def encode_query(self, queries: list[str], /) -> Sequence[Vectors]: ...
+
+    def encode_document(self, documents: list[str], /) -> Sequence[Vectors]: ...
+
+
+class Cell(NamedTuple):
+    """How much of a passage's vectors is used: the first `k` of them, their first `dim` dimensions (the query's too)."""
+
+    k: int
+    dim: int
+
+
+def exact_run(checkpoint: TextEncoder, benchmark: Benchmark, depth: int = 1000) -> Run:
+    """Encode everything once and score every passage for every query.
+
+    The score is the sum over the query's vectors of the largest dot product with a passage vector, not floored at 0,
+    to 5 decimals. Equal scores come in the documents' order.
+    """
+    return _maxsim(benchmark, *_encode(checkpoint, benchmark), depth)
+
+
+def cell_runs(checkpoint: TextEncoder, benchmark: Benchmark, cells: Sequence[Cell], depth: int = 1000) -> dict[Cell, Run]:
+    """As `exact_run` for each cell; every text is encoded once. The caller checks the cells: see `check_cells`."""
+    queries, documents = _encode(checkpoint, benchmark)
+    return {
+        cell: _maxsim(benchmark, prefix(queries, None, cell.dim), prefix(documents, cell.k, cell.dim), depth) for cell in cells
+    }
+
+
+def check_cells(config: DiffusionConfig, cells: Sequence[Cell]) -> None:
+    """Raises UserError for a cell that the checkpoint does not have, or was not trained for."""
+    own = Cell(config.k_passage, config.dim)
+    for cell in cells:
+        if not (1 <= cell.k <= own.k and 1 <= cell.dim <= own.dim):
+            raise UserError(f"k-passage {cell.k} x dim {cell.dim}: the checkpoint gives at most {own.k} x {own.dim}")
+        if cell != own and not config.nested:
+            raise UserError(
+                f"k-passage {cell.k} x dim {cell.dim}: the checkpoint is not nested, it was trained for "
+                f"{own.k} x {own.dim} alone; leave --k-passage and --dim out, or train a nested one"
+            )
+
+
+def prefix(vectors: Sequence[Vectors], k: int | None = None, dim: int | None = None) -> list[Vectors]:
+    """Of each float32 (k', dim') the first `k` vectors and their first `dim` dimensions, L2-normalised again."""
+    cut = [v[:k, :dim] for v in vectors]
+    return [c if c.shape[1] == v.shape[1] else _normalised(c) for v, c in zip(vectors, cut, strict=True)]
+
+
+def _normalised(vectors: Vectors) -> Vectors:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    result: Vectors = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
+    return result
+
+
+def _encode(checkpoint: TextEncoder, benchmark: Benchmark) -> tuple[list[Vectors], list[Vectors]]:
+    """Vectors of the queries and of the documents."""
+    queries = list(_in_slices(checkpoint.encode_query, list(benchmark.queries.values()), "encode queries"))
+    return queries, list(_in_slices(checkpoint.encode_document, benchmark.texts, "encode documents"))
+
+
+def _in_slices(encode: Callable[[list[str]], Sequence[Vectors]], texts: list[str], description: str) -> Iterator[Vectors]:
+    with progress_bar(len(texts), description) as progress:
+        for start in range(0, len(texts), ENCODED):
+            part = texts[start : start + ENCODED]
+            yield from encode(part)
+            progress.update(len(part))
+
+
+def _maxsim(benchmark: Benchmark, queries: Sequence[Vectors], documents: Sequence[Vectors], depth: int) -> Run:
+    """Blocks of queries, whose scores for all documents fit, times blocks of documents."""
+    ids, qids = benchmark.document_ids, list(benchmark.queries)
+    widest = max(len(v) for v in queries)
+    rows = max(1, CELLS // len(ids))  # queries of a block
+    columns = max(1, CELLS // (min(rows, len(queries)) * widest * max(len(v) for v in documents)))  # documents of one
+    run: Run = {}
+    with progress_bar(len(documents) * -(-len(queries) // rows), "score") as progress:
+        for start in range(0, len(queries), rows):
+            q, q_starts = _pack(queries[start : start + rows])
+            scores = np.empty((len(q_starts), len(ids)), np.float32)
+            for at in range(0, len(documents), columns):
+                d, d_starts = _pack(documents[at : at + columns])
+                largest = np.maximum.reduceat(q @ d.T, d_starts, axis=1)  # (query vectors, documents)
+                scores[:, at : at + columns] = np.add.reduceat(largest, q_starts, axis=0)
+                progress.update(len(d_starts))
+            np.round(scores, DECIMALS, out=scores)
+            for qid, row in zip(qids[start : start + rows], scores, strict=True):
+                run[qid] = [(document, round(score, DECIMALS)) for document, score in best(row, ids, depth)]
+    return run
+
+
+def _pack(vectors: Sequence[Vectors]) -> tuple[Vectors, npt.NDArray[Any]]:
+    """(sum of lengths, dim), and where each text's vectors start."""
+    lengths = np.array([len(v) for v in vectors])
+    if not lengths.all():
+        raise UserError(f"text {int(np.argmin(lengths))} of a block has no vectors; the encoder must give at least one")
+    return np.concatenate(vectors), np.cumsum(lengths) - lengths

@@ -1,0 +1,153 @@
+"""What `colbert-diffusion evaluate` does for one benchmark: run the systems asked for, measure, write it all down."""
+
+import tempfile
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import UserError
+from ..files import write_json
+from .benchmarks import Benchmark
+from .bm25 import bm25_run
+from .exact import Cell, cell_runs, check_cells
+from .measuring import DEFAULT_MEASURES, RESAMPLES, SEED, Report, evaluate, parse_measures
+from .plaid import build_index, check_documents, plaid_run
+from .runs import Run, read_run, write_run
+
+REPORT_FILE = "measures.json"
+
+
+@dataclass(frozen=True)
+class Systems:
+    """Which systems to run, and how. With none named it is PLAID, on an index built for the occasion.
+
+    They come in this order, and the first is the baseline: BM25, exact, exact by cells, PLAID, run files.
+
+    Args:
+        checkpoint: folder or hub id; None: the index's, else the small default checkpoint.
+        index: an existing index of the documents, for PLAID.
+        k_passage, dim: cells of prefixes, all combinations; empty: the checkpoint's own.
+        depth: documents per query.
+        nbits: of an index that is built; None: the checkpoint's recommendation.
+
+    Raises:
+        UserError: settings that do not go together.
+    """
+
+    checkpoint: str | None = None
+    index: Path | None = None
+    plaid: bool = False
+    exact: bool = False
+    bm25: bool = False
+    runs: tuple[Path, ...] = ()
+    k_passage: tuple[int, ...] = ()
+    dim: tuple[int, ...] = ()
+    depth: int = 1000
+    nbits: int | None = None
+    measures: str = DEFAULT_MEASURES
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise UserError(f"depth is {self.depth}, expected at least 1")
+        if self.index is not None and self.nbits is not None:
+            raise UserError(f"{self.index} has its own bits; leave --nbits {self.nbits} or --index out")
+        made = {"bm25": self.bm25, "exact": self.exact, "plaid": self.runs_plaid}
+        names = [run.stem for run in self.runs]
+        for name in names:
+            if names.count(name) > 1 or made.get(name):
+                raise UserError(f"a run file named {name} would be mistaken for another system; rename it")
+
+    @property
+    def has_cells(self) -> bool:
+        return bool(self.k_passage or self.dim)
+
+    @property
+    def runs_plaid(self) -> bool:
+        named = self.exact or self.bm25 or self.runs or self.has_cells
+        return self.plaid or self.index is not None or not named
+
+
+def measure_systems(benchmark: Benchmark, systems: Systems, out: Path | None = None) -> tuple[Report, dict[str, Any]]:
+    """Run the systems on a benchmark.
+
+    Args:
+        out: folder for the run files SYSTEM.trec, measures.json, and the index where one is built.
+
+    Returns:
+        The report, and what it is a report of (as in measures.json).
+
+    Raises:
+        UserError: what any of the steps raises; what can be checked is checked before anything is encoded.
+    """
+    parse_measures(systems.measures)
+    given = {path.stem: read_run(path) for path in systems.runs}
+    about: dict[str, Any] = {
+        "benchmark": {
+            "name": benchmark.name,
+            "split": benchmark.split,
+            "documents": len(benchmark.documents),
+            "queries": len(benchmark.queries),
+            "judgements": sum(map(len, benchmark.qrels.values())),
+            "queries_left_out": benchmark.left_out,
+            "judged_documents_missing": benchmark.missing,
+        },
+        "checkpoint": None,
+        "settings": {
+            "depth": systems.depth,
+            "measures": systems.measures,
+            "index": systems.index and str(systems.index),
+            "nbits": systems.nbits,
+            "bootstrap": {"resamples": RESAMPLES, "seed": SEED},
+            "version": __version__,
+        },
+    }
+    made: dict[str, Run] = {}
+    if systems.bm25:
+        made["bm25"] = bm25_run(benchmark, systems.depth)
+    if systems.runs_plaid or systems.exact or systems.has_cells:
+        about["checkpoint"] = _run_checkpoint(benchmark, systems, out, made)
+    runs = made | given
+    report = evaluate(benchmark, runs, systems.measures)
+    if out is not None:
+        for name, run in made.items():
+            write_run(out / f"{name}.trec", run, name)
+        write_json(out / REPORT_FILE, about | asdict(report))
+    return report, about
+
+
+def _run_checkpoint(benchmark: Benchmark, systems: Systems, out: Path | None, made: dict[str, Run]) -> dict[str, Any]:
+    """Add the systems that need a model to `made`; which model it was."""
+    from ..checkpoint import DiffusionCheckpoint, default_checkpoint
+    from ..identity import identify
+
+    path = systems.checkpoint or (_checkpoint_of(systems.index) if systems.index else default_checkpoint())
+    identity = identify(path)
+    own = Cell(identity.config.k_passage, identity.config.dim)
+    cells = [Cell(*cell) for cell in product(systems.k_passage or (own.k,), systems.dim or (own.dim,))]
+    check_cells(identity.config, cells)
+    if systems.index is not None:
+        check_documents(systems.index.absolute(), benchmark)
+    names = ({"exact": own} if systems.exact else {}) | (
+        {f"exact-k{cell.k}-dim{cell.dim}": cell for cell in cells} if systems.has_cells else {}
+    )
+    if names:
+        checkpoint = DiffusionCheckpoint(identity.path)
+        runs = cell_runs(checkpoint, benchmark, list(dict.fromkeys(names.values())), systems.depth)
+        made.update({name: runs[cell] for name, cell in names.items()})
+        del checkpoint  # the searcher loads its own
+    if systems.index is not None:
+        made["plaid"] = plaid_run(systems.index, benchmark, systems.depth, systems.checkpoint)
+    elif systems.runs_plaid:
+        with tempfile.TemporaryDirectory() as temporary:
+            index = build_index(str(identity.path), benchmark, (out or Path(temporary)) / "index", systems.nbits)
+            made["plaid"] = plaid_run(index, benchmark, systems.depth)
+    return {"path": str(identity.path), "fingerprint": identity.fingerprint, "dtype": identity.dtype}
+
+
+def _checkpoint_of(index: Path) -> str:
+    from ..seam.searching import checkpoint_of, index_config
+
+    index = index.absolute()
+    return checkpoint_of(index, index_config(index))
