@@ -42,6 +42,9 @@ def exact_run(checkpoint: TextEncoder, benchmark: Benchmark, depth: int = 1000) 
 
     The score is the sum over the query's vectors of the largest dot product with a passage vector, not floored at 0,
     to 5 decimals. Equal scores come in the documents' order.
+
+    Raises:
+        UserError: the encoder gives no vectors for a text.
     """
     return _maxsim(benchmark, *_encode(checkpoint, benchmark), depth)
 
@@ -89,7 +92,10 @@ def _in_slices(encode: Callable[[list[str]], Sequence[Vectors]], texts: list[str
     with progress_bar(len(texts), description) as progress:
         for start in range(0, len(texts), ENCODED):
             part = texts[start : start + ENCODED]
-            yield from encode(part)
+            for i, vectors in enumerate(encode(part), start):
+                if not len(vectors):
+                    raise UserError(f"{description}: text {i} has no vectors; the encoder must give at least one")
+                yield vectors
             progress.update(len(part))
 
 
@@ -118,6 +124,4 @@ def _maxsim(benchmark: Benchmark, queries: Sequence[Vectors], documents: Sequenc
 def _pack(vectors: Sequence[Vectors]) -> tuple[Vectors, npt.NDArray[Any]]:
     """(sum of lengths, dim), and where each text's vectors start."""
     lengths = np.array([len(v) for v in vectors])
-    if not lengths.all():
-        raise UserError(f"text {int(np.argmin(lengths))} of a block has no vectors; the encoder must give at least one")
     return np.concatenate(vectors), np.cumsum(lengths) - lengths

@@ -81,7 +81,9 @@ def measure_systems(benchmark: Benchmark, systems: Systems, out: Path | None = N
     Raises:
         UserError: what any of the steps raises; what can be checked is checked before anything is encoded.
     """
-    parse_measures(systems.measures)
+    for measure in parse_measures(systems.measures):
+        if systems.depth < min(measure.params.get("cutoff", 0), len(benchmark.documents)):
+            raise UserError(f"{measure} looks deeper than the {systems.depth} passages per query; raise --depth")
     given = {path.stem: read_run(path) for path in systems.runs}
     about: dict[str, Any] = {
         "benchmark": {
