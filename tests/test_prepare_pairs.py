@@ -1,0 +1,134 @@
+import gzip
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_pairs.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prepare_pairs", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def dictd(folder: Path, name: str, articles: list[tuple[list[str], str]]) -> None:
+    """A dictionary; offsets here are below 64, so one digit each."""
+    digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    text, index = b"", ""
+    for terms, article in articles:
+        index += "".join(f"{term}\t{digits[len(text)]}\t{digits[len(article.encode())]}\n" for term in terms)
+        text += article.encode()
+    write(folder / "usr/share/dictd" / f"{name}.index", index)
+    write(folder / "usr/share/dictd" / f"{name}.dict.dz", gzip.compress(text))
+
+
+def test_package_lists_give_synopsis_and_description(script: ModuleType, tmp_path: Path) -> None:
+    lists = (
+        "Package: a\nDescription-md5: 1\nDescription-en: tool for a\n First line,\n second.\n .\n New paragraph.\n\n"
+        "Package: b\nDescription-md5: 2\n"
+    )
+    write(tmp_path / "x_main_i18n_Translation-en", lists)
+    [(query, positive)] = script.read_descriptions(tmp_path)
+    assert (query, positive.split()) == ("tool for a", "First line, second. New paragraph.".split())
+
+
+def test_a_dictionarys_article_is_read_once_under_its_first_term(script: ModuleType, tmp_path: Path) -> None:
+    dictd(tmp_path, "foldoc", [(["00-database-info"], "about"), (["bit", "byte"], "Bit\n\n  small"), (["ö"], "Ö")])
+    assert list(script.read_dictd(tmp_path / "usr/share/dictd/foldoc")) == [("bit", "Bit\n\n  small"), ("ö", "Ö")]
+    assert script.base64_number("Gb9L") == 6 * 64**3 + 27 * 64**2 + 61 * 64 + 11
+
+
+def test_gcide_keeps_headwords_and_drops_marks(script: ModuleType, tmp_path: Path) -> None:
+    dictd(tmp_path, "gcide", [(["Life", "To life"], "Life \\Life\\, n. {Being}.\n   [1913 Webster]")])
+    assert list(script.read_gcide(tmp_path)) == [("Life", "Life, n. Being.")]
+    article = "Large \\Large\\ (l[aum]rj), a. [F., fr. L.\n   largus.]\n   Big; as in pa['i]s; see {Size}. [1913 Webster]"
+    assert " ".join(script.clean_gcide(article).split()) == "Large, a. Big; as in pais; see Size."
+
+
+def test_wordnet_gives_lemmas_and_gloss(script: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "usr/share/wordnet"
+    line = "00002137 03 n 02 abstraction 0 abstract_entity 0 001 @ 00001740 n 0000 | a general concept  \n"
+    write(folder / "data.noun", "  1 This software is licensed\n" + line)
+    write(folder / "data.adj", "00001740 00 a 01 able(p) 0 000 | having means  \n")
+    for kind in ("verb", "adv"):
+        write(folder / f"data.{kind}", "")
+    pairs = [(query, gloss.strip()) for query, gloss in script.read_wordnet(tmp_path)]
+    assert pairs == [("abstraction, abstract entity", "a general concept"), ("able", "having means")]
+
+
+def test_manual_pages_become_running_text(script: ModuleType, tmp_path: Path) -> None:
+    page = (
+        '.\\" a comment\n.TH fdim 3\n.SH NAME\nfdim, fdimf \\- positive difference\n.SH SYNOPSIS\n.nf\nint x;\n'
+        '.SH DESCRIPTION\nReturns max(\\fIx\\fP\\-\\fIy\\fP,0) \\(aqsic\\(aq, see\n.BR strlen (3)\nand\n.BI "f(" x );\n'
+        ".TS\nl l.\na\tb\n.TE\n.IP \\(bu 3\none\\~item, \\e0.\n.SH ERRORS\nNone.\n"
+    )
+    write(tmp_path / "usr/share/man/man3/fdim.3.gz", gzip.compress(page.encode()))
+    [(query, positive)] = script.read_manpages(tmp_path)
+    assert query.strip() == "positive difference"
+    assert " ".join(positive.split()) == "Returns max(x-y,0) 'sic', see strlen(3) and f(x); one item, \\0."
+
+
+def test_pairs_are_cleaned_once_each_and_in_an_order_of_their_own(script: ModuleType) -> None:
+    long = "a passage that is long enough to be kept by everyone who reads it, and " + "so on " * 300
+    secret = "an excluded text of some length"
+    exclusions = {hashlib.sha256(secret.encode()).hexdigest()[:16]}
+    pairs = [
+        ("one", long),
+        ("two", long + "differs at its end"),
+        ("One!", "b" * 90),
+        ("three", "short"),
+        ("?", "c" * 90),
+        ("An  excluded\ttext, of some length", "d" * 90),
+        ("  four\n", "e" * 90),
+    ]
+    kept, dropped = script.select(pairs, 80, exclusions)
+    assert dropped == {"short": 2, "duplicate": 2, "excluded": 1}
+    assert sorted(kept) == [("four", "e" * 90), ("one", " ".join(long.split())[:1500])]
+    assert script.select(pairs[::-1][:1] + pairs[:1], 80, set())[0] == kept
+
+
+def test_a_licence_is_read_where_it_is_short_and_is_not_the_packagings(script: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "usr/share/doc/p/copyright"
+    write(path, "Format: x\n\nFiles: *\nLicense: WordNet3.0\n text\n\nFiles: debian/*\nLicense: GPL-2+\n")
+    assert script.licence(tmp_path, "p") == "WordNet3.0"
+    write(path, "Distributed under the GFDL.\n")
+    assert script.licence(tmp_path, "p") is None
+
+
+def test_equal_packages_give_equal_files_with_a_readme(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [(f"query {i}", f"passage {i} " + "x" * 90) for i in range(5)]
+    monkeypatch.setattr(script, "SOURCES", {"some": script.Source("this -> that", (), "MIT", lambda _: iter(pairs))})
+    monkeypatch.setattr(script, "fetch", lambda *_: None)
+    for out in ("one", "two"):
+        script.main([str(tmp_path / out), "--limit", "3"])
+    first = (tmp_path / "one/some.jsonl.gz").read_bytes()
+    assert first == (tmp_path / "two/some.jsonl.gz").read_bytes()
+    lines = [json.loads(line) for line in gzip.decompress(first).splitlines()]
+    assert len(lines) == 3
+    assert all((line["query"], line["positive"]) in pairs for line in lines)
+    assert "| some | this -> that | 3 | the package lists | MIT |" in (tmp_path / "one/README.md").read_text()
+    assert "some: 3 pairs" in capsys.readouterr().out
+
+
+def test_without_apt_the_error_is_one_line(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="error: apt-get is not here: run this on Debian") as stopped:
+        script.main([str(tmp_path / "out")])
+    assert "\n" not in str(stopped.value)
