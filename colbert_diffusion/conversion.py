@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .backbones.backbone import Backbone
 from .backbones.loading import TOKENIZER_FILES, load_backbone
-from .backbones.sources import PACKAGE_PREFIX, locate
+from .backbones.sources import locate, settled
 from .checkpoint import DiffusionCheckpoint
 from .config import ADAPTER_CONFIG_FILE, ADAPTER_FILE, RELEASED, DiffusionConfig, PromptParts, layout_of
 from .encoder import Encoder
@@ -22,7 +22,7 @@ from .readouts import READOUTS
 from .templates import default_prompt
 
 FIT_TEXTS = 20_000  # PCA of 16 vectors each: far more than its dim x hidden numbers need
-CARRIED = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, *TOKENIZER_FILES, "merges.txt", "special_tokens_map.json", "added_tokens.json")
+CARRIED = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, *TOKENIZER_FILES)
 
 
 def convert(
@@ -83,7 +83,7 @@ def convert(
 def _released_config(folder: Path, backbone: str | None) -> DiffusionConfig:
     config = DiffusionConfig.load(folder)
     beside = folder if backbone is None else None
-    return replace(config, backbone=_settled(backbone or config.backbone, beside))
+    return replace(config, backbone=settled(backbone or config.backbone, beside))
 
 
 def _backbone_config(
@@ -110,7 +110,7 @@ def _backbone_config(
         parts[side] = PromptParts.from_json(given)
     longest = min(512, loaded.max_positions - k_passage - 8)  # zero shot, the reference counts up to 512
     return DiffusionConfig(
-        backbone=_settled(source, None),
+        backbone=settled(source, None),
         family=family,
         readout=readout,
         k_query=k_query,
@@ -121,15 +121,6 @@ def _backbone_config(
         passage_max_length=longest,
         dim=loaded.hidden_size,
     )
-
-
-def _settled(reference: str, beside: Path | None) -> str:
-    """A reference that stays true from another folder: local paths made absolute, hub ids and packages as they are."""
-    if reference.startswith(PACKAGE_PREFIX):
-        return reference
-    roots = (Path.cwd(),) if beside is None else (beside, beside.resolve().parent)
-    local = [root / reference for root in roots if (root / reference).is_dir()]
-    return str(local[0].resolve()) if local else reference
 
 
 def _load(config: DiffusionConfig, carried: Path | None) -> Backbone:

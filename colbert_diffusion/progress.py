@@ -15,10 +15,10 @@ Progress = tqdm  # what encoders update: `.update(n)`
 _stream: TextIO | None = None  # where bars go while stdout and stderr are diverted; None: stderr
 
 
-def progress_bar(total: int | None, description: str, *, show: bool = True) -> "tqdm[None]":
-    """A bar over texts, on stderr, silent where stderr is not a terminal."""
+def progress_bar(total: int | None, description: str, *, show: bool = True, unit: str = " texts") -> "tqdm[None]":
+    """A bar over texts (or another unit), on stderr, silent where stderr is not a terminal."""
     stream = _stream or sys.stderr
-    return tqdm(total=total, desc=description, unit=" texts", file=stream, disable=not (show and stream.isatty()), leave=False)
+    return tqdm(total=total, desc=description, unit=unit, file=stream, disable=not (show and stream.isatty()), leave=False)
 
 
 def note(text: str) -> None:

@@ -1,18 +1,20 @@
 """LoRA adapters (PEFT) under a family's published module names, merged into the weights for inference."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Linear
 from transformers import PreTrainedModel
 
 from ..config import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from ..errors import UserError
-from ..files import read_json
+from ..files import read_json, write_json, written_aside
 from .family import Family
 
 PEFT_PREFIX = "base_model.model."
@@ -48,6 +50,34 @@ def attach_adapter(model: PreTrainedModel, folder: Path, family: Family) -> Peft
         names = sorted(absent) + sorted(result.unexpected_keys)
         raise UserError(f"{folder / ADAPTER_FILE}: {len(names)} adapter tensors do not fit (first: {names[0]})")
     return tuned
+
+
+def new_adapter(model: PreTrainedModel, family: Family, *, rank: int, alpha: int, dropout: float) -> dict[str, Any]:
+    """Put a new adapter on all attention and MLP projections, in place; it changes nothing until it is trained.
+
+    Returns:
+        What goes into `adapter_config.json`.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, Linear)]
+    targets = [name for name in linear if not family.is_set_aside(name + ".weight")]
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        get_peft_model(model, config)
+    leaves = sorted({name.rpartition(".")[2] for name in targets})
+    return {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": leaves}
+
+
+def save_adapter(model: PreTrainedModel, config: Mapping[str, Any], folder: Path) -> None:
+    """Write the adapter that is in the model: `adapter_model.safetensors` (float16) and its config."""
+    weights = {
+        PEFT_PREFIX + name.replace(".default.", "."): parameter.detach().half().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if ".lora_" in name
+    }
+    with written_aside(folder / ADAPTER_FILE) as aside:
+        save_file(weights, aside)
+    write_json(folder / ADAPTER_CONFIG_FILE, config)
 
 
 def _read_adapter(folder: Path, family: Family) -> dict[str, Tensor]:

@@ -37,6 +37,15 @@ def locate(reference: str, beside: Path | None = None, revision: str | None = No
     return _from_hub(reference, revision)
 
 
+def settled(reference: str, beside: Path | None) -> str:
+    """A reference that stays true from another folder: local paths made absolute, hub ids and packages as they are."""
+    if reference.startswith(PACKAGE_PREFIX):
+        return reference
+    roots = (Path.cwd(),) if beside is None else (beside, beside.resolve().parent)
+    local = [root / reference for root in roots if (root / reference).is_dir()]
+    return str(local[0].resolve()) if local else reference
+
+
 def _in_package(reference: str) -> Path:
     module, _, subpath = reference.partition("/")
     spec = find_spec(module)

@@ -1,0 +1,122 @@
+"""The losses, as functions of vectors, activations and scores. They know neither models nor texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
+
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a batch's scores are compared with.
+
+    Args:
+        positives: int64 (queries,), the column of each query's positive; its own passages follow it.
+        excluded: bool (queries, passages): the same text as the query's positive, or the positive of an equal query.
+        own: passages per query (the positive and its negatives).
+        scores: float (queries, own) from the examples, or None.
+        teacher: float (queries, passages) from a teacher, or None.
+    """
+
+    positives: Tensor
+    excluded: Tensor
+    own: int
+    scores: Tensor | None = None
+    teacher: Tensor | None = None
+
+
+def maxsim(queries: Tensor, passages: Tensor) -> Tensor:
+    """DiffRetriever eq. 1 divided by k_query: (q, k_query, dim), (p, k_passage, dim) -> (q, p)."""
+    (q, k_query, dim), (p, k_passage, _) = queries.shape, passages.shape
+    products = queries.reshape(q * k_query, dim) @ passages.reshape(p * k_passage, dim).T
+    return products.view(q, k_query, p, k_passage).amax(dim=3).mean(dim=1)
+
+
+def prefix(vectors: Tensor, k: int, dim: int) -> Tensor:
+    """The first k vectors' first dimensions, normalised again: (n, k_max, dim_max) -> (n, k, dim)."""
+    return normalize(vectors[:, :k, :dim], dim=-1)
+
+
+def infonce(scores: Tensor, targets: Targets, *, symmetric: bool) -> Tensor:
+    """Cross entropy of each query's positive among all passages; symmetric: and of each positive's query."""
+    scores = scores.masked_fill(targets.excluded, float("-inf"))
+    loss = cross_entropy(scores, targets.positives)
+    if not symmetric:
+        return loss
+    among_positives = scores[:, targets.positives].T
+    return (loss + cross_entropy(among_positives, torch.arange(len(scores), device=scores.device))) / 2
+
+
+def distill(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL divergence of the rows' softmax from the teacher's, averaged over rows."""
+    return kl_div(log_softmax(student, dim=-1), softmax(teacher, dim=-1), reduction="batchmean")
+
+
+def dense_losses(queries: Tensor, passages: Tensor, targets: Targets, recipe: Recipe) -> dict[str, Tensor]:
+    """The weighted losses of one set of vectors."""
+    similarity = maxsim(queries, passages)
+    scaled = similarity / recipe.temperature
+    losses: dict[str, Tensor] = {}
+    if recipe.contrastive:
+        losses["contrastive"] = recipe.contrastive * infonce(scaled, targets, symmetric=recipe.symmetric)
+    if recipe.scores and targets.scores is not None:
+        own = targets.positives[:, None] + torch.arange(targets.own, device=similarity.device)
+        losses["scores"] = recipe.scores * distill(scaled.gather(1, own), targets.scores)
+    if recipe.teacher_weight and targets.teacher is not None:
+        student, teacher = similarity / recipe.teacher_temperature, targets.teacher / recipe.teacher_temperature
+        loss = distill(student, teacher)
+        if recipe.symmetric:
+            loss = (loss + distill(student.T, teacher.T)) / 2
+        losses["teacher"] = recipe.teacher_weight * loss
+    return losses
+
+
+def nested_losses(
+    queries: Tensor, passages: Tensor, targets: Targets, recipe: Recipe, cells: Sequence[tuple[int, int, int]]
+) -> dict[str, Tensor]:
+    """The mean of the losses over the whole vectors and each (k_query, k_passage, dim) prefix."""
+    whole = (queries.shape[1], passages.shape[1], queries.shape[2])
+    total: dict[str, Tensor] = {}
+    for k_query, k_passage, dim in (whole, *cells):
+        losses = dense_losses(prefix(queries, k_query, dim), prefix(passages, k_passage, dim), targets, recipe)
+        for name, loss in losses.items():
+            total[name] = total.get(name, loss.new_zeros(())) + loss / (1 + len(cells))
+    return total
+
+
+def sparse_loss(queries: Tensor, passages: Tensor, targets: Targets) -> Tensor:
+    """InfoNCE over dot products of word activations (DiffRetriever eq. 2): (q, words), (p, words)."""
+    return infonce(queries @ passages.T, targets, symmetric=False)
+
+
+def diversity_loss(vectors: Tensor) -> Tensor:
+    """Mean squared cosine between different vectors of one text: (n, k, dim) normalised -> scalar, 0 for k = 1."""
+    k = vectors.shape[1]
+    if k == 1:
+        return vectors.new_zeros(())
+    cosines = vectors @ vectors.transpose(1, 2)
+    off_diagonal = cosines.square().sum(dim=(1, 2)) - cosines.diagonal(dim1=1, dim2=2).square().sum(dim=1)
+    return (off_diagonal / (k * (k - 1))).mean()
+
+
+def word_activations(logits: Tensor, present: Tensor) -> Tensor:
+    """max over positions of log(1 + ReLU(logit)), for the words that the text itself has: (n, k, w), (n, w) -> (n, w)."""
+    return torch.log1p(logits.relu()).amax(dim=1) * present
+
+
+def diffusion_loss(logits: Tensor, words: Tensor, ratio: Tensor) -> Tensor:
+    """Cross entropy at masked text positions, each weighed by 1 / its text's mask ratio (LLaDA, arXiv 2502.09992, eq. 3).
+
+    Args:
+        logits: (masked positions, vocabulary).
+        words: int64 (masked positions,), what stood there.
+        ratio: (masked positions,), the mask ratio of the position's text.
+
+    Returns:
+        The weighted sum; divide by the number of text tokens.
+    """
+    return (cross_entropy(logits.float(), words, reduction="none") / ratio).sum()

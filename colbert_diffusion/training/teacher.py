@@ -1,0 +1,67 @@
+"""An embedding teacher: a checkpoint whose vectors are computed once per text and kept on disk, for every later run."""
+
+import hashlib
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import Side
+from ..encoder import Vectors
+from ..identity import CheckpointIdentity, identify
+from .model import LiveCheckpoint
+from .recipe import Recipe
+
+LOOKUP = 500  # keys of one query; SQLite takes 999 at least
+
+
+class Teacher:
+    """Vectors of `recipe.teacher`, of texts cut to the lengths that the student sees.
+
+    Args:
+        cache: folder for the file of vectors already computed; several runs and processes share it.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, cache: Path) -> None:
+        dtype = "bfloat16" if recipe.bf16 else "float32"
+        self.identity: CheckpointIdentity = identify(str(recipe.teacher), device=device, dtype=dtype)
+        bounds = {"query_max_length": recipe.query_tokens, "passage_max_length": recipe.passage_tokens}
+        self.config = replace(self.identity.config, length_bound="text", **bounds)  # type: ignore[arg-type]
+        self._model: LiveCheckpoint | None = None
+        cache.mkdir(parents=True, exist_ok=True)
+        name = f"teacher-{self.identity.fingerprint}-{recipe.query_tokens}-{recipe.passage_tokens}-{dtype}.sqlite"
+        self._cache = sqlite3.connect(cache / name, timeout=60, isolation_level=None)
+        self._cache.execute("PRAGMA journal_mode = WAL")
+        self._cache.execute("PRAGMA synchronous = NORMAL")  # a lost vector is computed again
+        self._cache.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
+
+    def vectors(self, texts: Sequence[str], side: Side) -> Tensor:
+        """float32 (texts, k, dim), L2-normalised up to float16's rounding."""
+        keys = [hashlib.sha256(f"{side}\0{text}".encode("utf-8", "surrogatepass")).digest()[:16] for text in texts]
+        known = self._lookup(sorted(set(keys)))
+        unknown = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+        computed = dict(zip(unknown, self._encode(list(unknown.values()), side), strict=True)) if unknown else {}
+        known |= {key: vector.astype(np.float16).tobytes() for key, vector in computed.items()}
+        self._cache.execute("BEGIN IMMEDIATE")
+        self._cache.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", [(key, known[key]) for key in computed])
+        self._cache.execute("COMMIT")
+        shape = (len(texts), self.config.k(side), self.config.dim)
+        stored = np.frombuffer(b"".join(known[key] for key in keys), dtype=np.float16).reshape(shape)
+        return torch.from_numpy(stored.astype(np.float32)).to(self.identity.device)
+
+    def _lookup(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = {}
+        for start in range(0, len(keys), LOOKUP):
+            some = keys[start : start + LOOKUP]
+            marks = ",".join("?" * len(some))
+            found.update(self._cache.execute(f"SELECT key, value FROM vectors WHERE key IN ({marks})", some))
+        return found
+
+    def _encode(self, texts: Sequence[str], side: Side) -> list[Vectors]:
+        if self._model is None:  # a run whose texts are all known never loads it
+            self._model = LiveCheckpoint.load(self.identity, self.config)
+        return self._model.encode_query(texts) if side == "query" else self._model.encode_document(texts)
