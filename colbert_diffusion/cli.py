@@ -153,6 +153,7 @@ def evaluate(
     )
     if len(collections) > 1 and (index or run):
         raise UserError(f"--index and --run belong to one collection, there are {len(collections)}; evaluate them one by one")
+    seen: set[str] = set()
     for collection in collections:
         benchmark = read_benchmark(collection, split)
         if benchmark.left_out:
@@ -160,6 +161,9 @@ def evaluate(
         if benchmark.missing:
             note(f"{benchmark.name}: {benchmark.missing} judged passages are not in the collection and count as not found")
         folder = out / benchmark.name if out and len(collections) > 1 else out
+        if benchmark.name in seen:
+            raise UserError(f"two collections are named {benchmark.name}; evaluate them one by one, each with its own --out")
+        seen.add(benchmark.name)
         with _quiet(ctx):
             report, about = measure_systems(benchmark, systems, folder)
         if as_json:

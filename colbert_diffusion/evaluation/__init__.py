@@ -6,7 +6,7 @@ here. Importing it loads neither torch nor colbert.
 
 from .benchmarks import Benchmark, read_benchmark
 from .bm25 import bm25_run
-from .exact import Cell, cell_runs, exact_run, prefix
+from .exact import Cell, TextEncoder, cell_runs, exact_run, prefix
 from .measuring import DEFAULT_MEASURES, Comparison, Report, compare, evaluate
 from .plaid import build_index, plaid_run
 from .runs import Run, read_run, write_run
@@ -18,6 +18,7 @@ __all__ = [
     "Comparison",
     "Report",
     "Run",
+    "TextEncoder",
     "bm25_run",
     "build_index",
     "cell_runs",

@@ -1,16 +1,15 @@
 """BM25 by bm25s: the lexical baseline."""
 
-import sys
-
 import numpy as np
 
-from ..progress import progress_bar
+from ..progress import note, progress_bar
 from .benchmarks import Benchmark
 from .optional import need
 from .runs import Run, best
 
 K1, B = 0.9, 0.4  # Anserini's, the literature's baseline
 TOKEN = r"\w+"  # single letters count: "C" is a language; no stop words are left out
+SLICE = 10_000  # texts tokenised at a time
 
 
 def bm25_run(benchmark: Benchmark, depth: int = 1000) -> Run:
@@ -23,16 +22,20 @@ def bm25_run(benchmark: Benchmark, depth: int = 1000) -> Run:
     """
     bm25s = need("bm25s", "BM25")
     stemmer = need("Stemmer", "BM25").Stemmer("english")
-    bars = sys.stderr.isatty()
+    settings = {"token_pattern": TOKEN, "stopwords": [], "stemmer": stemmer, "return_ids": False, "show_progress": False}
 
     def tokens(texts: list[str]) -> list[list[str]]:
-        found: list[list[str]] = bm25s.tokenize(
-            texts, token_pattern=TOKEN, stopwords=[], stemmer=stemmer, return_ids=False, show_progress=bars
-        )
+        found: list[list[str]] = []
+        with progress_bar(len(texts), "tokenize") as progress:
+            for start in range(0, len(texts), SLICE):
+                found += bm25s.tokenize(texts[start : start + SLICE], **settings)
+                progress.update(len(found) - start)
         return found
 
+    words_of = tokens(benchmark.texts)
+    note(f"{len(words_of):,} passages: indexing with bm25s")
     index = bm25s.BM25(k1=K1, b=B, method="lucene")
-    index.index(tokens(benchmark.texts), show_progress=bars)
+    index.index(words_of, show_progress=False)
     run: Run = {}
     ids = benchmark.document_ids
     with progress_bar(len(benchmark.queries), "bm25") as progress:

@@ -1,6 +1,7 @@
 """What `colbert-diffusion evaluate` does for one benchmark: run the systems asked for, measure, write it all down."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -106,21 +107,26 @@ def measure_systems(benchmark: Benchmark, systems: Systems, out: Path | None = N
         },
     }
     made: dict[str, Run] = {}
-    if systems.bm25:
-        made["bm25"] = bm25_run(benchmark, systems.depth)
-    if systems.runs_plaid or systems.exact or systems.has_cells:
-        about["checkpoint"] = _run_checkpoint(benchmark, systems, out, made)
-    runs = made | given
-    report = evaluate(benchmark, runs, systems.measures)
-    if out is not None:
-        for name, run in made.items():
+
+    def keep(name: str, run: Run) -> None:
+        made[name] = run
+        if out is not None:  # at once: what comes next may fail, after hours
             write_run(out / f"{name}.trec", run, name)
+
+    if systems.bm25:
+        keep("bm25", bm25_run(benchmark, systems.depth))
+    if systems.runs_plaid or systems.exact or systems.has_cells:
+        about["checkpoint"] = _run_checkpoint(benchmark, systems, out, keep)
+    report = evaluate(benchmark, made | given, systems.measures)
+    if out is not None:
         write_json(out / REPORT_FILE, about | asdict(report))
     return report, about
 
 
-def _run_checkpoint(benchmark: Benchmark, systems: Systems, out: Path | None, made: dict[str, Run]) -> dict[str, Any]:
-    """Add the systems that need a model to `made`; which model it was."""
+def _run_checkpoint(
+    benchmark: Benchmark, systems: Systems, out: Path | None, keep: Callable[[str, Run], None]
+) -> dict[str, Any]:
+    """Run the systems that need a model; which model it was."""
     from ..checkpoint import DiffusionCheckpoint, default_checkpoint
     from ..identity import identify
 
@@ -137,14 +143,15 @@ def _run_checkpoint(benchmark: Benchmark, systems: Systems, out: Path | None, ma
     if names:
         checkpoint = DiffusionCheckpoint(identity.path)
         runs = cell_runs(checkpoint, benchmark, list(dict.fromkeys(names.values())), systems.depth)
-        made.update({name: runs[cell] for name, cell in names.items()})
+        for name, cell in names.items():
+            keep(name, runs[cell])
         del checkpoint  # the searcher loads its own
     if systems.index is not None:
-        made["plaid"] = plaid_run(systems.index, benchmark, systems.depth, systems.checkpoint)
+        keep("plaid", plaid_run(systems.index, benchmark, systems.depth, systems.checkpoint))
     elif systems.runs_plaid:
         with tempfile.TemporaryDirectory() as temporary:
             index = build_index(str(identity.path), benchmark, (out or Path(temporary)) / "index", systems.nbits)
-            made["plaid"] = plaid_run(index, benchmark, systems.depth)
+            keep("plaid", plaid_run(index, benchmark, systems.depth))
     return {"path": str(identity.path), "fingerprint": identity.fingerprint, "dtype": identity.dtype}
 
 

@@ -213,6 +213,29 @@ def test_all_systems_are_written_down_and_measure_the_same_from_their_files(
     assert evaluate(benchmark_, runs, "nDCG@10 R@20") == report
 
 
+def test_a_nested_checkpoint_gets_a_row_for_each_combination(
+    tiny_config: DiffusionConfig, benchmark_: Benchmark, tmp_path: Path, encoded: list[str]
+) -> None:
+    replace(tiny_config, nested=True).save(tmp_path / "nested")
+    systems = Systems(checkpoint=str(tmp_path / "nested"), exact=True, k_passage=(1, 8), dim=(8, 16), measures="RR@10")
+    report, _ = measure_systems(benchmark_, systems)
+    assert list(report.means) == ["exact", "exact-k1-dim8", "exact-k1-dim16", "exact-k8-dim8", "exact-k8-dim16"]
+    assert report.per_query["exact"] == report.per_query["exact-k8-dim16"]
+    assert len(encoded) == len(benchmark_.documents) + len(benchmark_.queries)
+
+
+def test_runs_are_on_disk_when_a_later_system_fails(
+    index: Path, benchmark_: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr("colbert_diffusion.evaluation.systems.plaid_run", failing)
+    with pytest.raises(UserError, match="the disk is full"):
+        measure_systems(benchmark_, Systems(index=index, bm25=True), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bm25.trec"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
