@@ -82,11 +82,11 @@ def prepare(name: str, unpacked: Path, out: Path, exclusions: set[str], limit: i
     """Write one source's pairs; return its line of the README."""
     source = SOURCES[name]
     pairs, dropped = select(source.read(unpacked), source.shortest, exclusions)
-    with written_aside(out / f"{name}.jsonl.gz") as aside, gzip.GzipFile(aside, "wb", mtime=0) as file:
-        for query, positive in pairs[:limit]:
-            file.write((json.dumps({"query": query, "positive": positive}, ensure_ascii=False) + "\n").encode())
+    lines = [json.dumps({"query": query, "positive": positive}, ensure_ascii=False) for query, positive in pairs[:limit]]
+    with written_aside(out / f"{name}.jsonl.gz") as aside:
+        aside.write_bytes(gzip.compress("".join(line + "\n" for line in lines).encode(), mtime=0))
     licences = "; ".join(dict.fromkeys(licence(unpacked, package) or source.licence for package in source.packages))
-    count, packages = len(pairs[:limit]), ", ".join(source.packages) or "the package lists"
+    count, packages = len(lines), ", ".join(source.packages) or "the package lists"
     print(f"{name}: {count:,} pairs, dropped {dropped}, {licences or source.licence}")
     return f"| {name} | {source.what} | {count:,} | {packages} | {licences or source.licence} |\n"
 

@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -116,7 +117,8 @@ def test_equal_packages_give_equal_files_with_a_readme(
     pairs = [(f"query {i}", f"passage {i} " + "x" * 90) for i in range(5)]
     monkeypatch.setattr(script, "SOURCES", {"some": script.Source("this -> that", (), "MIT", lambda _: iter(pairs))})
     monkeypatch.setattr(script, "fetch", lambda *_: None)
-    for out in ("one", "two"):
+    for pid, out in enumerate(("one", "two")):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)  # is in the name of a file written aside
         script.main([str(tmp_path / out), "--limit", "3"])
     first = (tmp_path / "one/some.jsonl.gz").read_bytes()
     assert first == (tmp_path / "two/some.jsonl.gz").read_bytes()
