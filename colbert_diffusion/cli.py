@@ -236,13 +236,15 @@ def train(
 ) -> None:
     """Train a checkpoint. Interrupted, the same command goes on from its last saved step. torchrun starts several processes."""
     from .training.recipe import read_recipe
-    from .training.trainer import Data, train as run
 
-    changed = dict(_setting(text) for text in settings or [])
-    chosen = read_recipe(preset, recipe, changed)
+    chosen = read_recipe(preset, recipe, dict(_setting(text) for text in settings or []))
+
+    from .training.trainer import Data
+    from .training.trainer import train as run
+
     data = Data(examples, queries, collection)
     if mine:
-        data = data.mined(start, chosen, out)
+        data = data.mined(start, chosen, out.with_name(out.name + ".mining"))
     command = " ".join(["colbert-diffusion", *sys.argv[1:]])
     run(start, data, out, chosen, dev=dev or (), command=command, show_progress_bar=True)
     typer.echo(f"{out}\nnext: colbert-diffusion evaluate COLLECTION --checkpoint {out}")

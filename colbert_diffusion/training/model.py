@@ -1,5 +1,6 @@
 """A checkpoint with its parameters free to move: adapter or all weights, projection, prediction head."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -133,7 +134,9 @@ class TrainableModel:
     def _checkpoint_gradients(self) -> None:
         """Recompute layers in the backward pass; their own dropout stays off."""
         untyped: Any = self.backbone.model
-        untyped.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # transformers renames it; 5.2 knows this name only
+            untyped.gradient_checkpointing_enable({"use_reentrant": False})
         for module in self.backbone.model.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = True

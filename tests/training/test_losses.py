@@ -1,0 +1,108 @@
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from colbert_diffusion.errors import UserError
+from colbert_diffusion.training.losses import (
+    Targets,
+    dense_losses,
+    diffusion_loss,
+    distill,
+    diversity_loss,
+    infonce,
+    maxsim,
+    nested_losses,
+    prefix,
+    word_activations,
+)
+from colbert_diffusion.training.recipe import Recipe
+
+generator = torch.Generator().manual_seed(0)
+
+
+def unit(*shape: int) -> torch.Tensor:
+    return normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+
+def in_batch(queries: int, own: int = 1) -> Targets:
+    positives = torch.arange(queries) * own
+    return Targets(positives, torch.zeros(queries, queries * own, dtype=torch.bool), own)
+
+
+def test_maxsim_is_the_mean_over_query_vectors_of_the_best_passage_vector() -> None:
+    queries, passages = unit(3, 4, 8), unit(5, 6, 8)
+    scores = maxsim(queries, passages)
+    for i in range(3):
+        for j in range(5):
+            best = [max(float(a @ b) for b in passages[j]) for a in queries[i]]
+            assert float(scores[i, j]) == pytest.approx(sum(best) / 4, abs=1e-6)
+
+
+def test_infonce_is_the_cross_entropy_of_the_positive_among_what_is_not_excluded() -> None:
+    scores = torch.tensor([[2.0, 1.0, 0.5], [0.0, 3.0, 1.0]])
+    excluded = torch.tensor([[False, False, True], [False, False, False]])
+    targets = Targets(torch.tensor([0, 1]), excluded, 1)
+    first = math.log(1 + math.exp(-1))
+    second = math.log(1 + math.exp(-3) + math.exp(-2))
+    assert float(infonce(scores, targets, symmetric=False)) == pytest.approx((first + second) / 2, abs=1e-6)
+
+
+def test_symmetric_infonce_also_finds_each_positives_query() -> None:
+    scores = torch.randn(4, 4, generator=generator)
+    there = infonce(scores, in_batch(4), symmetric=False)
+    back = infonce(scores.T, in_batch(4), symmetric=False)
+    assert float(infonce(scores, in_batch(4), symmetric=True)) == pytest.approx(float(there + back) / 2, abs=1e-6)
+
+
+def test_distillation_vanishes_where_student_and_teacher_agree_up_to_a_constant() -> None:
+    teacher = torch.randn(3, 5, generator=generator)
+    assert float(distill(teacher + 7, teacher)) == pytest.approx(0, abs=1e-6)
+    assert float(distill(-teacher, teacher)) > 0.1
+
+
+def test_distillation_from_scores_looks_at_a_querys_own_passages_alone() -> None:
+    queries, passages = unit(2, 2, 4), unit(6, 3, 4)
+    recipe = Recipe(contrastive=0, scores=1, negatives=2, temperature=1)
+    own = torch.stack([maxsim(queries, passages)[0, :3], maxsim(queries, passages)[1, 3:]])
+    targets = in_batch(2, own=3)
+    agreed = Targets(targets.positives, targets.excluded, 3, scores=own)
+    assert float(dense_losses(queries, passages, agreed, recipe)["scores"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_prefix_is_cut_and_normalised_again() -> None:
+    cut = prefix(unit(3, 8, 16), 2, 4)
+    assert cut.shape == (3, 2, 4)
+    torch.testing.assert_close(cut.norm(dim=-1), torch.ones(3, 2))
+
+
+def test_nested_losses_are_the_mean_over_the_whole_and_its_prefixes() -> None:
+    queries, passages, recipe = unit(4, 4, 8), unit(4, 6, 8), Recipe(temperature=0.1)
+    whole = dense_losses(queries, passages, in_batch(4), recipe)["contrastive"]
+    cut = dense_losses(prefix(queries, 2, 4), prefix(passages, 1, 4), in_batch(4), recipe)["contrastive"]
+    both = nested_losses(queries, passages, in_batch(4), recipe, [(2, 1, 4)])["contrastive"]
+    assert float(both) == pytest.approx(float(whole + cut) / 2, abs=1e-6)
+
+
+def test_diversity_is_nothing_for_orthogonal_vectors_and_one_for_equal_ones() -> None:
+    assert float(diversity_loss(torch.eye(4)[None])) == pytest.approx(0, abs=1e-6)
+    assert float(diversity_loss(torch.ones(2, 4, 1))) == pytest.approx(1)
+    assert float(diversity_loss(torch.ones(2, 1, 1))) == 0
+
+
+def test_words_that_a_text_does_not_have_get_no_activation() -> None:
+    logits = torch.tensor([[[1.0, 5.0, -1.0], [2.0, 0.0, -2.0]]])
+    activations = word_activations(logits, torch.tensor([[True, False, True]]))
+    torch.testing.assert_close(activations, torch.tensor([[math.log(3), 0.0, 0.0]]))
+
+
+def test_masked_words_weigh_one_over_their_texts_mask_ratio() -> None:
+    logits, words = torch.zeros(2, 10), torch.tensor([3, 4])
+    assert float(diffusion_loss(logits, words, torch.tensor([0.5, 0.25]))) == pytest.approx(math.log(10) * 6, rel=1e-5)
+
+
+def test_a_recipe_that_trains_nothing_or_contradicts_itself_is_refused() -> None:
+    for wrong in ({"contrastive": 0.0}, {"teacher_weight": 1.0}, {"scores": 1.0}, {"temperature": 0.0}, {"steps": 0}):
+        with pytest.raises(UserError):
+            Recipe(**wrong)

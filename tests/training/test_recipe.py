@@ -1,0 +1,47 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from colbert_diffusion.errors import UserError
+from colbert_diffusion.training.recipe import PRESETS, read_recipe
+
+
+def test_the_papers_preset_is_the_papers_recipe() -> None:
+    paper = PRESETS["paper"]
+    assert (paper.lora_rank, paper.lora_alpha, paper.lora_dropout) == (16, 64, 0.05)
+    assert (paper.batch, paper.negatives, paper.learning_rate, paper.temperature) == (128, 15, 1e-4, 0.01)
+    assert (paper.contrastive, paper.sparse, paper.query_tokens, paper.passage_tokens) == (1, 1, 32, 156)
+    assert paper.bf16
+    assert paper.cached
+    assert paper.gradient_checkpointing
+
+
+def test_a_file_goes_over_the_preset_and_single_settings_over_both(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"steps": 7, "batch": 8, "nested_k_passage": [1, 4]}))
+    recipe = read_recipe("small", path, {"batch": "16", "learning_rate": "1", "teacher": "folder", "cached": "true"})
+    assert (recipe.steps, recipe.batch, recipe.nested_k_passage) == (7, 16, (1, 4))
+    assert (recipe.learning_rate, recipe.teacher, recipe.cached) == (1.0, "folder", True)
+    assert recipe.nested
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"stepz": "3"}, "unknown"),
+        ({"steps": "many"}, "steps"),
+        ({"steps": "1.5"}, "expected int"),
+        ({"bf16": "1"}, "expected bool"),
+        ({"nested_dim": "[0]"}, "positive integers"),
+        ({"nested_dim": "4"}, "positive integers"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(settings: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_recipe("small", settings=settings)
+
+
+def test_an_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match="paper"):
+        read_recipe("big")

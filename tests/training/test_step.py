@@ -1,0 +1,157 @@
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from colbert_diffusion.config import DiffusionConfig
+from colbert_diffusion.errors import UserError
+from colbert_diffusion.training.losses import Targets, infonce, maxsim
+from colbert_diffusion.training.model import TrainableModel
+from colbert_diffusion.training.recipe import Recipe
+from colbert_diffusion.training.step import TrainingStep, hash_of
+
+from .conftest import make_examples
+
+Gradients = dict[str, torch.Tensor]
+
+PLAIN = Recipe(batch=12, temperature=0.05, query_tokens=12, passage_tokens=40, lora_rank=4, bf16=False, chunk_tokens=200)
+EVERYTHING = replace(
+    PLAIN,
+    negatives=2,
+    symmetric=True,
+    sparse=1.0,
+    scores=1.0,
+    diffusion=1.0,
+    diffusion_share=0.5,
+    diversity=0.1,
+    nested_k_query=(1, 2, 4),
+    nested_k_passage=(1, 2, 8),
+    nested_dim=(4, 16),
+)
+ONE_CHUNK = 10**6
+
+
+def gradients(checkpoint: Path, recipe: Recipe, step: int = 3) -> tuple[Gradients, dict[str, float]]:
+    accelerator = Accelerator(cpu=True)
+    model = TrainableModel(checkpoint, recipe, accelerator.device)
+    shake(model)
+    losses = TrainingStep(model, recipe, accelerator)(make_examples(recipe.batch, recipe.negatives), step)
+    return {name: p.grad for name, p in model.parameters.items() if p.grad is not None}, losses
+
+
+def shake(model: TrainableModel) -> None:
+    """LoRA starts at zero, where half of its gradients vanish."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters.values():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def same(ours: Gradients, theirs: Gradients, tolerance: float = 1e-5) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradient, theirs[name], atol=tolerance, rtol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", [PLAIN, EVERYTHING], ids=["plain", "every loss"])
+def test_gradient_caching_gives_one_big_batchs_gradients(recipe: Recipe, tiny_checkpoint: Path) -> None:
+    cached, losses = gradients(tiny_checkpoint, replace(recipe, cached=True))
+    whole, expected = gradients(tiny_checkpoint, replace(recipe, cached=False, chunk_tokens=ONE_CHUNK))
+    same(cached, whole)
+    assert losses == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_gradients_are_those_of_the_loss_written_down_plainly(tiny_checkpoint: Path) -> None:
+    ours, _ = gradients(tiny_checkpoint, PLAIN)
+    model = TrainableModel(tiny_checkpoint, PLAIN, torch.device("cpu"))
+    shake(model)
+    examples = make_examples(PLAIN.batch)
+    queries = model.projection(model.encoder.read(model.encoder.rows([e.query for e in examples], "query"), 4))
+    passages = model.projection(model.encoder.read(model.encoder.rows([e.passages[0] for e in examples], "passage"), 8))
+    targets = Targets(torch.arange(12), torch.zeros(12, 12, dtype=torch.bool), 1)
+    infonce(maxsim(queries, passages) / PLAIN.temperature, targets, symmetric=False).backward()
+    same(ours, {name: p.grad for name, p in model.parameters.items() if p.grad is not None})
+
+
+def test_a_chunks_second_pass_drops_what_its_first_dropped(tiny_checkpoint: Path) -> None:
+    recipe = replace(PLAIN, lora_dropout=0.5)
+    cached, _ = gradients(tiny_checkpoint, replace(recipe, cached=True))
+    kept, _ = gradients(tiny_checkpoint, replace(recipe, cached=False))
+    same(cached, kept)
+    other, _ = gradients(tiny_checkpoint, replace(recipe, cached=True), step=4)
+    assert any((cached[name] - other[name]).abs().max() > 1e-3 for name in cached)
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny_checkpoint: Path) -> None:
+    kept, _ = gradients(tiny_checkpoint, PLAIN)
+    recomputed, _ = gradients(tiny_checkpoint, replace(PLAIN, gradient_checkpointing=True))
+    same(recomputed, kept)
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from safetensors.torch import save_file
+from accelerate import Accelerator
+from tests.training.test_step import EVERYTHING, gradients
+found, _ = gradients(Path(sys.argv[1]), EVERYTHING)
+us = Accelerator(cpu=True)
+assert us.num_processes == 2
+save_file({name: g.contiguous() for name, g in found.items()}, f"{sys.argv[2]}/{us.process_index}.safetensors")
+"""
+
+
+def test_two_processes_give_one_processs_gradients_on_the_joined_batch(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n{WORKER}")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, str(script), str(tiny_checkpoint), str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone, _ = gradients(tiny_checkpoint, EVERYTHING)
+    for rank in range(2):
+        same(load_file(tmp_path / f"{rank}.safetensors"), alone)
+
+
+@pytest.mark.parametrize("readout", ["mean", "last"])
+def test_every_readout_trains(readout: str, tiny_config: DiffusionConfig, tmp_path: Path) -> None:
+    replace(tiny_config, readout=readout, k_query=1, k_passage=1).save(tmp_path)
+    found, _ = gradients(tmp_path, PLAIN)
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    with pytest.raises(UserError, match="masked positions"):
+        TrainableModel(tmp_path, replace(PLAIN, diffusion=1.0), torch.device("cpu"))
+
+
+def test_without_an_adapter_all_weights_move_but_the_heads_and_poolers(tiny_checkpoint: Path) -> None:
+    model = TrainableModel(tiny_checkpoint, replace(PLAIN, lora_rank=0), torch.device("cpu"))
+    assert "backbone.embeddings.word_embeddings.weight" in model.parameters
+    assert not any("pooler" in name for name in model.parameters)
+
+
+def test_a_checkpoint_saved_and_loaded_for_training_goes_on_from_where_it_was(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = TrainableModel(tiny_checkpoint, EVERYTHING, torch.device("cpu"))
+    shake(model)
+    model.save(tmp_path / "saved", {})
+    again = TrainableModel(tmp_path / "saved", EVERYTHING, torch.device("cpu"))
+    assert again.config.nested
+    assert again.parameters.keys() == model.parameters.keys() or again.parameters.keys() - model.parameters.keys()
+    texts = [e.passages[0] for e in make_examples(3)]
+    for ours, theirs in zip(again.live().encode_document(texts), model.live().encode_document(texts), strict=True):
+        torch.testing.assert_close(torch.from_numpy(ours), torch.from_numpy(theirs), atol=2e-3, rtol=0)
+
+
+def test_negatives_that_are_wanted_and_missing_are_named_with_the_remedy(tiny_checkpoint: Path) -> None:
+    recipe = replace(PLAIN, negatives=1)
+    model = TrainableModel(tiny_checkpoint, recipe, torch.device("cpu"))
+    with pytest.raises(UserError, match="--mine"):
+        TrainingStep(model, recipe, Accelerator(cpu=True))(make_examples(recipe.batch), 1)
+
+
+def test_seeds_differ_in_every_part() -> None:
+    assert len({hash_of(s, t, side) for s in range(5) for t in range(50) for side in ("query", "passage")}) == 500

@@ -1,0 +1,221 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig
+from colbert_diffusion.errors import UserError
+from colbert_diffusion.evaluation.benchmarks import read_benchmark
+from colbert_diffusion.evaluation.exact import Cell, cell_runs, exact_run
+from colbert_diffusion.evaluation.measuring import evaluate
+from colbert_diffusion.evaluation.plaid import build_index, plaid_run
+from colbert_diffusion.training.log import read_log
+from colbert_diffusion.training.recipe import Recipe
+from colbert_diffusion.training.trainer import Data, rate_at, train
+
+RECIPE = Recipe(
+    steps=20,
+    batch=32,
+    learning_rate=5e-3,
+    temperature=0.05,
+    symmetric=True,
+    query_tokens=12,
+    passage_tokens=40,
+    lora_rank=8,
+    bf16=False,
+    nested_k_query=(1, 2, 4),
+    nested_k_passage=(1, 2, 4, 8),
+    nested_dim=(8, 16),
+    save_every=5,
+    evaluate_every=10,
+)
+
+
+def losses(out: Path) -> list[dict[str, float]]:
+    return [entry["losses"] for entry in read_log(out.with_name(out.name + ".training") / "log.jsonl") if "losses" in entry]
+
+
+def quality(checkpoint: str | Path, folder: Path) -> float:
+    benchmark = read_benchmark(folder)
+    runs = {"exact": exact_run(DiffusionCheckpoint(checkpoint), benchmark)}
+    return evaluate(benchmark, runs, "nDCG@10").means["exact"]["nDCG@10"]
+
+
+def test_twenty_steps_on_200_pairs_beat_the_start_and_index_and_give_real_prefixes(
+    tiny_checkpoint: Path, pairs: Path, benchmark_folder: Path, tmp_path: Path, encoded: list[str]
+) -> None:
+    start = quality(tiny_checkpoint, benchmark_folder)
+    recipe = replace(RECIPE, lora_rank=0, learning_rate=1e-2, batch=100)
+    out = train(tiny_checkpoint, Data([pairs]), tmp_path / "out", recipe, dev=[benchmark_folder], command="train it")
+    trained = quality(out, benchmark_folder)
+    assert trained > start + 0.2
+
+    benchmark = read_benchmark(benchmark_folder)
+    served = {"plaid": plaid_run(build_index(str(out), benchmark, tmp_path / "index", nbits=2), benchmark, depth=100)}
+    assert evaluate(benchmark, served, "nDCG@10").means["plaid"]["nDCG@10"] > start + 0.2
+
+    encoded.clear()
+    cells = [Cell(8, 16), Cell(4, 16), Cell(1, 8)]
+    runs = cell_runs(DiffusionCheckpoint(out), benchmark, cells)
+    assert len(encoded) == len(benchmark.documents) + len(benchmark.queries)
+    means = evaluate(benchmark, {str(cell): run for cell, run in runs.items()}, "nDCG@10").means
+    assert means[str(cells[0])]["nDCG@10"] == pytest.approx(trained, abs=1e-6)
+    assert all(means[str(cell)]["nDCG@10"] > 0.1 for cell in cells)
+
+    about = DiffusionConfig.load(out)
+    assert about.nested
+    assert about.training["command"] == "train it"
+    assert about.training["recipe"]["temperature"] == RECIPE.temperature
+    assert [entry["file"] for entry in about.training["data"]] == [pairs.name]
+    assert about.training["best"]["step"] == about.training["step"]
+    work = out.with_name("out.training")
+    assert (work / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert len(losses(out)) == RECIPE.steps
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.training.test_trainer import RECIPE, Data, train
+from dataclasses import replace
+recipe = replace(RECIPE, lora_dropout=0.1, diffusion=0.5, sparse=0.5)
+train(sys.argv[1], Data([Path(sys.argv[2])]), Path(sys.argv[3]), recipe)
+"""
+
+
+def launch(checkpoint: Path, pairs: Path, out: Path, folder: Path) -> "subprocess.Popen[bytes]":
+    script = folder / "run.py"
+    script.write_text(SCRIPT.format(root=str(Path(__file__).parents[2])))
+    with (folder / "output.txt").open("wb") as output:
+        command = [sys.executable, str(script), str(checkpoint), str(pairs), str(out)]
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+
+
+def test_a_killed_run_goes_on_to_the_same_losses_and_weights(tiny_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert launch(tiny_checkpoint, pairs, whole, tmp_path).wait(timeout=300) == 0, (tmp_path / "output.txt").read_text()
+    process = launch(tiny_checkpoint, pairs, broken, tmp_path)
+    deadline = time.monotonic() + 120
+    while len(losses(broken)) < 8 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+    assert not broken.exists()
+    assert 8 <= len(losses(broken)) < RECIPE.steps
+    assert launch(tiny_checkpoint, pairs, broken, tmp_path).wait(timeout=300) == 0, (tmp_path / "output.txt").read_text()
+    assert losses(broken) == losses(whole)
+    assert (broken / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def short() -> Recipe:
+    return replace(RECIPE, steps=2, save_every=1)
+
+
+def test_another_run_under_the_same_name_is_refused_by_what_differs(
+    tiny_checkpoint: Path, pairs: Path, tmp_path: Path, short: Recipe
+) -> None:
+    out = train(tiny_checkpoint, Data([pairs]), tmp_path / "out", short)
+    with pytest.raises(UserError, match="exists"):
+        train(tiny_checkpoint, Data([pairs]), out, short)
+    shutil.rmtree(out)
+    with pytest.raises(UserError, match="its recipe differs"):
+        train(tiny_checkpoint, Data([pairs]), out, replace(short, batch=16))
+    pairs.write_text(pairs.read_text() + '{"query": "cat", "positive": "the cat sleeps"}\n')
+    with pytest.raises(UserError, match="its data differs"):
+        train(tiny_checkpoint, Data([pairs]), out, short)
+
+
+def test_a_finished_run_whose_result_was_deleted_only_writes_it_again(
+    tiny_checkpoint: Path, pairs: Path, tmp_path: Path, short: Recipe, encoded: list[str]
+) -> None:
+    out = train(tiny_checkpoint, Data([pairs]), tmp_path / "out", short)
+    first = (out / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(out)
+    train(tiny_checkpoint, Data([pairs]), out, short)
+    assert (out / "adapter_model.safetensors").read_bytes() == first
+
+
+def test_training_goes_on_from_a_trained_checkpoint(tiny_checkpoint: Path, pairs: Path, tmp_path: Path, short: Recipe) -> None:
+    first = train(tiny_checkpoint, Data([pairs]), tmp_path / "first", short)
+    second = train(first, Data([pairs]), tmp_path / "second", short)
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (first, second))
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+def test_a_teacher_is_asked_once_per_text_over_all_runs(
+    tiny_checkpoint: Path, pairs: Path, tmp_path: Path, short: Recipe, encoded: list[str]
+) -> None:
+    taught = replace(short, teacher=str(tiny_checkpoint), teacher_weight=1.0, steps=14)
+    train(tiny_checkpoint, Data([pairs]), tmp_path / "first", taught)
+    assert len(encoded) == 400  # 200 queries and 200 passages, seen more than twice
+    train(tiny_checkpoint, Data([pairs]), tmp_path / "second", taught)
+    assert len(encoded) == 400
+    assert losses(tmp_path / "first") == losses(tmp_path / "second")
+
+
+def test_full_training_writes_whole_weights_that_load(
+    tiny_checkpoint: Path, pairs: Path, tmp_path: Path, short: Recipe
+) -> None:
+    out = train(tiny_checkpoint, Data([pairs]), tmp_path / "out", replace(short, lora_rank=0, learning_rate=1e-3))
+    assert (out / "model.safetensors").is_file()
+    assert not (out / "adapter_config.json").exists()
+    assert DiffusionCheckpoint(out).encode_query(["cat"])[0].shape == (4, 16)
+
+
+def test_two_processes_train_what_one_does(tiny_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
+    options = ["--set", "steps=3", "--set", "batch=32", "--set", "bf16=false", "--set", "query_tokens=12"]
+    options += ["--set", "passage_tokens=40"]
+    arguments = ["train", str(tiny_checkpoint), str(pairs), *options, "--out"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for launcher, out in ((torchrun, tmp_path / "two"), ([sys.executable], tmp_path / "one")):
+        command = [*launcher, "-m", "colbert_diffusion", *arguments, str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert DiffusionConfig.load(tmp_path / "two").training["processes"] == 2
+    for ours, theirs in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_with_the_remedy(
+    tiny_checkpoint: Path, pairs: Path, tmp_path: Path, short: Recipe
+) -> None:
+    with pytest.raises(UserError, match="learning rate"):
+        train(tiny_checkpoint, Data([pairs]), tmp_path / "out", replace(short, learning_rate=1e30, clip=0.0, steps=10))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_rate_climbs_then_falls_to_its_end() -> None:
+    recipe: Any = Recipe(steps=100, warmup=10, final=0.1)
+    rates = [rate_at(step, recipe) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[10] == rates[9] == 1
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_the_command_line_names_what_is_wrong(tiny_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "colbert_diffusion",
+        "train",
+        str(tiny_checkpoint),
+        str(pairs),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    done = subprocess.run([*command, "--set", "steps"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --set steps: expected FIELD=VALUE")
+    assert done.stdout == ""
