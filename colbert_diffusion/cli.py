@@ -198,6 +198,8 @@ def convert(
     readout: Annotated[str, typer.Option(help="masked, mean or last (bare backbones).")] = "masked",
     k_query: Annotated[int, typer.Option(help="Vectors per query (bare backbones).")] = 4,
     k_passage: Annotated[int, typer.Option(help="Vectors per passage (bare backbones).")] = 16,
+    query_max_length: Annotated[int | None, typer.Option(help="Tokens of a query with its prompt (bare backbones).")] = None,
+    passage_max_length: Annotated[int | None, typer.Option(help="Tokens of a passage with its prompt.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="JSON with prefix, suffix, tail for query and passage.")] = None,
 ) -> None:
     """Make a checkpoint that ColBERT can index from a backbone or a released DiffRetriever checkpoint."""
@@ -215,6 +217,8 @@ def convert(
         readout=readout,
         k_query=k_query,
         k_passage=k_passage,
+        query_max_length=query_max_length,
+        passage_max_length=passage_max_length,
         prompts=read_json(prompts) if prompts else None,
         show_progress_bar=True,
     )

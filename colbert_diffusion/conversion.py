@@ -36,6 +36,8 @@ def convert(
     readout: str = "masked",
     k_query: int = 4,
     k_passage: int = 16,
+    query_max_length: int | None = None,
+    passage_max_length: int | None = None,
     prompts: Mapping[str, Mapping[str, Any]] | None = None,
     show_progress_bar: bool = False,
 ) -> DiffusionCheckpoint:
@@ -49,6 +51,8 @@ def convert(
         backbone: where the release's base is, if not where its adapter says.
         family, readout, k_query, k_passage, prompts: for a bare backbone; `prompts` has "query" and "passage", each
             with prefix, suffix and tail as text or ids.
+        query_max_length, passage_max_length: for a bare backbone, in tokens of prompt and text; None: 512, or what
+            the backbone's positions leave.
 
     Raises:
         UserError: nothing to fit the projection on, too few texts, or anything wrong with the source.
@@ -62,6 +66,8 @@ def convert(
         carried: Path | None = folder
     else:
         config = _backbone_config(source, folder, family, readout, k_query, k_passage, prompts)
+        asked = {"query_max_length": query_max_length, "passage_max_length": passage_max_length}
+        config = replace(config, **{name: length for name, length in asked.items() if length is not None})  # type: ignore[arg-type]
         carried = None
 
     loaded = _load(config, carried)

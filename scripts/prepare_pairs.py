@@ -1,6 +1,6 @@
 """Make training pairs (short text -> passage) from Debian packages, which are fetched and unpacked, never installed.
 
-Usage: prepare_pairs.py OUT [--exclude HASHES] [--from FOLDER] [--limit N]
+Usage: prepare_pairs.py OUT [--exclude HASHES] [--from FOLDER] [--limit NAME=N ...]
 
 Writes OUT/NAME.jsonl.gz with {"query", "positive"} per line for each source, and OUT/README.md with counts and licences.
 FOLDER holds .deb files and package lists fetched before; what it lacks is fetched into it.
@@ -41,18 +41,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--exclude", type=Path, help="hashes of texts to leave out, e.g. those of evaluation collections")
     parser.add_argument("--from", dest="fetched", type=Path, help="folder with .deb files and package lists")
-    parser.add_argument("--limit", type=int, help="at most this many pairs per source")
+    parser.add_argument("--limit", type=limit, action="append", default=[], help="at most N pairs of source NAME")
     given = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as temporary:
             fetched, unpacked = given.fetched or Path(temporary, "fetched"), Path(temporary, "unpacked")
             exclusions = read_exclusions(given.exclude) if given.exclude else set()
             fetch(fetched, unpacked)
-            rows = [prepare(name, unpacked, given.out, exclusions, given.limit) for name in SOURCES]
+            limits = dict(given.limit)
+            rows = [prepare(name, unpacked, given.out, exclusions, limits.get(name)) for name in SOURCES]
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     about = "# Training pairs\n\n| file | what | pairs | Debian packages | licence |\n|---|---|---|---|---|\n"
     (given.out / "README.md").write_text(about + "".join(rows), encoding="utf-8")
+
+
+def limit(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    if name not in SOURCES or not number.isdigit():
+        raise argparse.ArgumentTypeError(f"{text}: expected NAME=N with NAME one of {', '.join(SOURCES)}")
+    return name, int(number)
 
 
 def fetch(fetched: Path, unpacked: Path) -> None:

@@ -119,7 +119,7 @@ def test_equal_packages_give_equal_files_with_a_readme(
     monkeypatch.setattr(script, "fetch", lambda *_: None)
     for pid, out in enumerate(("one", "two")):
         monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)  # is in the name of a file written aside
-        script.main([str(tmp_path / out), "--limit", "3"])
+        script.main([str(tmp_path / out), *(f"--limit={name}=3" for name in script.SOURCES)])
     first = (tmp_path / "one/some.jsonl.gz").read_bytes()
     assert first == (tmp_path / "two/some.jsonl.gz").read_bytes()
     lines = [json.loads(line) for line in gzip.decompress(first).splitlines()]
