@@ -1,6 +1,7 @@
 """Hard negatives from our own index: what a checkpoint ranks high for a query and is not its positive."""
 
 import json
+import random
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -36,7 +37,8 @@ def mine(
 
     The positives, each text once, become an index in `folder`; every query is searched in it. Left out are all
     positives of the same query, texts equal to them but for case and white space, and candidates that score at least
-    95 % of the example's positive. An example may so get fewer negatives, or none; those that it came with are dropped.
+    95 % of the example's positive. What an example then lacks is filled up with random passages, so that all have the
+    same number (fewer in a tiny collection); negatives that it came with are dropped.
 
     Interrupted, the same call goes on with the index; done before with the same examples, checkpoint and settings, it
     returns at once. With others, what `folder` holds of earlier mining is replaced.
@@ -65,6 +67,7 @@ def mine(
         "skip_top": skip_top,
         "positive_share": POSITIVE_SHARE,
     }
+    own = _own_pids(examples, passages)
     mined = folder / MINED_FILE
     if _claim(folder, about) and mined.is_file():
         return mined
@@ -75,13 +78,16 @@ def mine(
         aside.open("w", encoding="utf-8") as file,
         progress_bar(len(examples), "mining", show=show_progress_bar) as bar,
     ):
-        for number, (example, found) in enumerate(zip(examples, _search(searcher, examples, passages, depth), strict=True)):
-            kept = [passages[pid] for pid in found[skip_top:][:negatives]]
-            file.write(json.dumps(_record(number, example, kept), ensure_ascii=False) + "\n")
-            written += len(kept)
+        found = _search(searcher, examples, passages, own, depth)
+        for number, (example, (ranked, refused)) in enumerate(zip(examples, found, strict=True)):
+            hard = ranked[skip_top:][:negatives]
+            kept = hard + _random(len(passages), negatives - len(hard), {*hard, *refused}, number)
+            record = _record(number, example, [passages[pid] for pid in kept])
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            written += len(hard)
             bar.update()
     if show_progress_bar:
-        note(f"{written:,} negatives for {len(examples):,} examples in {mined}")
+        note(f"{written:,} hard negatives for {len(examples):,} examples in {mined}, the rest of {negatives} each at random")
     return mined
 
 
@@ -111,23 +117,44 @@ def _searcher(checkpoint: str, passages: Sequence[str], folder: Path) -> Any:
     return Searcher(INDEX, checkpoint, index_root=str(folder.absolute()), verbose=0)
 
 
-def _search(searcher: Any, examples: Sequence[Example], passages: Sequence[str], depth: int) -> Iterator[list[int]]:
-    """For each example the pids that may serve as its negatives, best first."""
-    pid_of = {text: pid for pid, text in enumerate(passages)}
-    positives: dict[str, set[str]] = {}
+def _own_pids(examples: Sequence[Example], passages: Sequence[str]) -> dict[str, set[int]]:
+    """Per query the pids of its positives and their copies."""
+    copies: dict[str, set[int]] = {}
+    for pid, text in enumerate(passages):
+        copies.setdefault(_plain(text), set()).add(pid)
+    own: dict[str, set[int]] = {}
     for example in examples:
-        positives.setdefault(example.query, set()).add(_plain(example.passages[0]))
+        own.setdefault(example.query, set()).update(copies[_plain(example.passages[0])])
+    return own
+
+
+def _random(count: int, wanted: int, never: set[int], seed: int) -> list[int]:
+    """`wanted` pids below `count`, fewer where there are no more."""
+    if wanted >= count - len(never):
+        return sorted(set(range(count)) - never)
+    draw, drawn = random.Random(seed), dict[int, None]()
+    while len(drawn) < wanted:
+        pid = draw.randrange(count)
+        if pid not in never:
+            drawn[pid] = None
+    return list(drawn)
+
+
+def _search(
+    searcher: Any, examples: Sequence[Example], passages: Sequence[str], own: dict[str, set[int]], depth: int
+) -> Iterator[tuple[list[int], set[int]]]:
+    """For each example the pids that may serve as its negatives, best first, and those that may not."""
+    pid_of = {text: pid for pid, text in enumerate(passages)}
     for start in range(0, len(examples), BATCH):
         batch = examples[start : start + BATCH]
         vectors = searcher.encode([example.query for example in batch])  # (batch, k_query, dim)
         for example, q in zip(batch, vectors.split(1), strict=True):
             pids, _, scores = searcher.dense_search(q, min(depth, len(passages)))
             _, _, [of_positive] = searcher.dense_search(q, 1, pids=[pid_of[example.passages[0]]])  # may not be in pids
-            yield [
-                pid
-                for pid, score in zip(pids, scores, strict=True)
-                if score < POSITIVE_SHARE * of_positive and _plain(passages[pid]) not in positives[example.query]
-            ]
+            bound = POSITIVE_SHARE * of_positive
+            near = {pid for pid, score in zip(pids, scores, strict=True) if score >= bound}
+            refused = near | own[example.query]
+            yield [pid for pid in pids if pid not in refused], refused
 
 
 def _record(number: int, example: Example, negatives: Sequence[str]) -> dict[str, Any]:

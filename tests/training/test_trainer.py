@@ -17,6 +17,7 @@ from colbert_diffusion.evaluation.benchmarks import read_benchmark
 from colbert_diffusion.evaluation.exact import Cell, cell_runs, exact_run
 from colbert_diffusion.evaluation.measuring import evaluate
 from colbert_diffusion.evaluation.plaid import build_index, plaid_run
+from colbert_diffusion.training.data import read_source
 from colbert_diffusion.training.log import read_log
 from colbert_diffusion.training.recipe import Recipe
 from colbert_diffusion.training.trainer import Data, rate_at, train
@@ -162,6 +163,19 @@ def test_a_teacher_is_asked_once_per_text_over_all_runs(
     train(tiny_checkpoint, Data([pairs]), tmp_path / "second", taught)
     assert len(encoded) == 400
     assert losses(tmp_path / "first") == losses(tmp_path / "second")
+
+
+def test_hard_negatives_are_mined_first_and_trained_on(
+    tiny_checkpoint: Path, pairs: Path, tmp_path: Path, short: Recipe
+) -> None:
+    recipe = replace(short, negatives=2)
+    mined = Data([pairs]).mined(tiny_checkpoint, recipe, tmp_path / "mined")
+    examples = [example for path in mined.paths for example in read_source(path) if len(example.passages) > 1]
+    assert len(examples) > 100
+    out = train(tiny_checkpoint, mined, tmp_path / "out", recipe)
+    assert DiffusionConfig.load(out).training["data"][0]["file"] == "mined.jsonl"
+    with pytest.raises(UserError, match="negatives of 1 or more"):
+        Data([pairs]).mined(tiny_checkpoint, short, tmp_path / "none")
 
 
 def test_full_training_writes_whole_weights_that_load(
