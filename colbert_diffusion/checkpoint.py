@@ -12,11 +12,11 @@ from torch import Tensor
 
 from .backbones.loading import load_backbone
 from .config import COLBERT_FILE, VECTORS, Side
-from .encoder import Encoder, Vectors
+from .encoder import Encoder
 from .errors import UserError
 from .identity import identify
 from .progress import Progress, progress_bar
-from .projection import load_projection
+from .projection import Vectors, load_projection
 from .vectors import VectorFiles
 
 

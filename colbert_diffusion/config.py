@@ -82,6 +82,7 @@ class DiffusionConfig:
         query_max_length, passage_max_length: in tokens; masks and tail are never counted.
         length_bound: what the maximum counts: "prompt" = prefix + text + suffix, "text" = the text alone.
         mask_token_id: what the checkpoint was trained with; None: the backbone's own.
+        merge_above: passage vectors closer than this cosine are merged (`allocation.merge`); None: none are.
         dim: size of a vector.
         projection: "none", "pca" or "learned"; anything but "none" is read from `projection.safetensors`.
         dtype: torch dtype name on CPU and GPU alike; None: float32 on CPU, bfloat16 on GPU.
@@ -108,6 +109,7 @@ class DiffusionConfig:
     passage_max_length: int = 256
     length_bound: LengthBound = "prompt"
     mask_token_id: int | None = None
+    merge_above: float | None = None
     dim: int = 128
     projection: str = "none"
     dtype: str | None = None
@@ -125,6 +127,8 @@ class DiffusionConfig:
                     f"k_{side} is {self.k(side)}, masks_{side} {self.masks(side)}: fewer vectors than masks need a nested "
                     "checkpoint, more are not there"
                 )
+        if self.merge_above is not None and not 0 < self.merge_above <= 1:
+            raise UserError(f"merge_above is {self.merge_above}, expected a cosine above 0, up to 1, or null")
         if self.read_offset not in (0, -1):
             raise UserError(f"read_offset is {self.read_offset}, expected 0 (the masked positions) or -1")
         if self.length_bound not in get_args(LengthBound):

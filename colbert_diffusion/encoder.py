@@ -10,19 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .allocation import merge
 from .backbones.backbone import Backbone
 from .config import DiffusionConfig, Side
 from .errors import UserError
 from .progress import Progress
-from .projection import Projection
+from .projection import Projection, Vectors
 from .prompts import Prompt, Row, make_prompt
 from .readouts import get_readout
-
-Vectors = npt.NDArray[np.float32]
 
 WINDOW = 2048  # texts sorted together; the last few percent of padding are not worth more memory
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}  # tokens of a padded batch; scripts/bench_encode.py measures them
@@ -76,20 +74,19 @@ class Encoder:
         return prompt
 
     def encode(self, texts: Iterable[str], side: Side, *, progress: Progress | None = None) -> Iterator[Vectors]:
-        """Yield each text's vectors, in input order: float32 (k, dim), L2-normalised.
+        """Yield each text's vectors, in input order: float32 (k, dim), L2-normalised; passages fewer when they are merged.
 
         Texts are consumed lazily; at most two windows of them are held.
 
         Raises:
             UserError: an item is not a string.
         """
-        k = self.config.k(side)
         windows = _windows(texts, WINDOW)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize") as pool:
             ahead = pool.submit(self._next_rows, windows, side)
             while rows := ahead.result():
                 ahead = pool.submit(self._next_rows, windows, side)
-                yield from self._encode_rows(rows, k, progress)
+                yield from self._encode_rows(rows, side, progress)
 
     def rows(self, texts: Sequence[str], side: Side) -> list[Row]:
         """The model's inputs for these texts."""
@@ -111,20 +108,20 @@ class Encoder:
                 raise UserError(f"text {start + offset} is {text!r} of type {type(text).__name__}, expected a string")
         return self.rows(texts, side)
 
-    def _encode_rows(self, rows: Sequence[Row], k: int, progress: Progress | None) -> Iterator[Vectors]:
+    def _encode_rows(self, rows: Sequence[Row], side: Side, progress: Progress | None) -> Iterator[Vectors]:
         vectors: list[Vectors] = [np.empty(0, np.float32)] * len(rows)
         for batch in batches([len(row.ids) for row in rows], self.batch_tokens):
-            encoded = self._run([rows[i] for i in batch], k)
+            encoded = self._run([rows[i] for i in batch], side)
             for i, vector in zip(batch, encoded, strict=True):
                 vectors[i] = vector
             if progress is not None:
                 progress.update(len(batch))
         yield from vectors
 
-    def _run(self, rows: Sequence[Row], k: int) -> Vectors:
-        """One batch -> float32 (batch, k, dim); halved and tried again when the GPU's memory does not suffice."""
+    def _run(self, rows: Sequence[Row], side: Side) -> list[Vectors]:
+        """One batch -> float32 (k, dim) each; halved and tried again when the GPU's memory does not suffice."""
         try:
-            return self._forward(rows, k)
+            return self._forward(rows, side)
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
                 raise UserError(
@@ -133,12 +130,14 @@ class Encoder:
                 ) from error
         torch.cuda.empty_cache()
         half = len(rows) // 2
-        return np.concatenate([self._run(rows[:half], k), self._run(rows[half:], k)])
+        return self._run(rows[:half], side) + self._run(rows[half:], side)
 
     @torch.inference_mode()
-    def _forward(self, rows: Sequence[Row], k: int) -> Vectors:
-        vectors: Vectors = self.projection(self.read(rows, k)).cpu().numpy()
-        return vectors
+    def _forward(self, rows: Sequence[Row], side: Side) -> list[Vectors]:
+        vectors = self.projection(self.read(rows, self.config.k(side)))
+        if side == "passage" and self.config.merge_above is not None:
+            return merge(vectors, self.config.merge_above)
+        return list(vectors.cpu().numpy())
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

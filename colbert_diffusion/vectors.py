@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from . import fingerprint
 from .config import COLBERT_FILE, VECTORS_FILE
-from .encoder import Vectors
 from .errors import UserError
 from .files import read_json, write_json, written_aside
 from .identity import CheckpointIdentity
 from .progress import Progress, progress_bar
+from .projection import Vectors
 
 FORMAT_VERSION = 1
 SHARD = 10_000  # passages; at k=16, dim=128 a shard is 41 MB

@@ -17,12 +17,12 @@ from ..backbones.backbone import Backbone
 from ..backbones.loading import TOKENIZER_FILES, WEIGHTS_FILE, load_backbone
 from ..backbones.sources import settled
 from ..config import ADAPTER_CONFIG_FILE, HEAD_FILE, DiffusionConfig, Side
-from ..encoder import Encoder, Vectors
+from ..encoder import Encoder
 from ..errors import UserError
 from ..files import read_json, written_aside
 from ..heads import PredictionHead, load_head, new_head
 from ..identity import CheckpointIdentity, identify
-from ..projection import Projection, load_projection
+from ..projection import Projection, Vectors, load_projection
 from ..prompts import Row
 from ..readouts import READOUTS
 from .losses import word_activations

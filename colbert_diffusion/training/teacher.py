@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..config import Side
-from ..encoder import Vectors
 from ..identity import CheckpointIdentity, identify
+from ..projection import Vectors
 from .model import LiveCheckpoint
 from .recipe import Recipe
 

@@ -129,6 +129,7 @@ class _Run:
         self.out, self.recipe, self.data, self.measure, self.show = out, recipe, data, measure, show
         self.accelerator, self.command = accelerator, command
         self.work = out.with_name(out.name + ".training")
+        self.examples = data.stream(recipe)  # what is wrong with the files shows before a model is loaded
         self.benchmarks = [read_benchmark(path) for path in dev]
         self.model = TrainableModel(start, recipe, accelerator.device)
         self.parameters = self.model.parameters
@@ -156,7 +157,7 @@ class _Run:
         done = self._claim()
         self.accelerator.wait_for_everyone()
         log = Log(self.work / "log.jsonl", done) if self.accelerator.is_main_process else None
-        examples = self.data.stream(self.recipe).iterate(start=done * self.recipe.batch)
+        examples = self.examples.iterate(start=done * self.recipe.batch)
         main = self.accelerator.is_main_process
         with progress_bar(self.recipe.steps, "train", show=self.show and main, unit=" steps") as progress:
             progress.update(done)
@@ -217,6 +218,8 @@ class _Run:
         if self.benchmarks and (last or step % self.recipe.evaluate_every == 0):
             values = self._evaluate()
             log.add({"step": step, "dev": values})
+            if self.show:
+                note(f"step {step}: {self.measure} {', '.join(f'{name} {value:.4f}' for name, value in values.items())}")
             self._keep_best(step, values)
         if last or step % self.recipe.save_every == 0:
             save_state(self.work / "state", step, self.parameters, self.optimizer)
