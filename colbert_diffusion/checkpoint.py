@@ -14,6 +14,7 @@ from .backbones.loading import load_backbone
 from .config import COLBERT_FILE, VECTORS, Side
 from .encoder import Encoder
 from .errors import UserError
+from .heads import PredictionHead, load_head
 from .identity import identify
 from .progress import Progress, progress_bar
 from .projection import Vectors, load_projection
@@ -110,6 +111,25 @@ class DiffusionCheckpoint:
         [q] = self.encode_query([query])
         scores = [float((q @ d.T).max(axis=1).sum()) for d in self.encode_document(passages)]
         return sorted(enumerate(scores), key=lambda pair: -pair[1])
+
+    @cached_property
+    def head(self) -> PredictionHead | None:
+        """The prediction head: the checkpoint's own, else its backbone's, else None."""
+        return load_head(self.encoder.backbone, self.path, self.identity.backbone_path)
+
+    def predict_words(self, texts: Sequence[str], side: Side = "passage", top: int = 10) -> list[list[list[str]]]:
+        """What the masked positions say: for each text, for each position, the `top` likeliest tokens, best first.
+
+        Raises:
+            UserError: there is no prediction head, or the readout has no masked positions.
+        """
+        if self.head is None:
+            raise UserError(f"{self.path} has no prediction head (nor has its backbone): its positions predict no words")
+        if not self.encoder.readout.appends_masks:
+            raise UserError(f'{self.path}: readout "{self.config.readout}" has no masked positions that predict words')
+        tokenizer = self.encoder.backbone.tokenizer
+        predicted = (logits.topk(top).indices.tolist() for logits in self.encoder.logits(texts, side, self.head))
+        return [[[str(tokenizer.decode([token])).strip() for token in position] for position in text] for text in predicted]
 
     # What ColBERT calls ---------------------------------------------------------------------------------------
 

@@ -189,20 +189,21 @@ def verify(index: Annotated[Path, typer.Argument(help="Index folder.", show_defa
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="Backbone or released DiffRetriever checkpoint: hub id or folder.")],
+    source: Annotated[str, typer.Argument(help="Backbone, released DiffRetriever or nested checkpoint: hub id or folder.")],
     out: Annotated[Path, typer.Argument(help="Checkpoint folder to write.", show_default=False)],
-    dim: Annotated[int, typer.Option(help="Size of the vectors.")] = 128,
+    dim: Annotated[int | None, typer.Option(help="Size of the vectors; default 128, or a nested checkpoint's own.")] = None,
     fit_on: Annotated[Path | None, typer.Option(help="Passages to fit the projection on: .tsv, .jsonl or BEIR folder.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Where a release's base is, if not where its adapter says.")] = None,
     family: Annotated[str | None, typer.Option(help="Backbone family, where its model_type does not tell.")] = None,
     readout: Annotated[str, typer.Option(help="masked, mean or last (bare backbones).")] = "masked",
-    k_query: Annotated[int, typer.Option(help="Vectors per query (bare backbones).")] = 4,
-    k_passage: Annotated[int, typer.Option(help="Vectors per passage (bare backbones).")] = 16,
+    k_query: Annotated[int | None, typer.Option(help="Vectors per query (backbones: 4; nested checkpoints).")] = None,
+    k_passage: Annotated[int | None, typer.Option(help="Vectors per passage (backbones: 16; nested checkpoints).")] = None,
+    merge_above: Annotated[float | None, typer.Option(help="Merge passage vectors closer than this cosine.")] = None,
     query_max_length: Annotated[int | None, typer.Option(help="Tokens of a query with its prompt (bare backbones).")] = None,
     passage_max_length: Annotated[int | None, typer.Option(help="Tokens of a passage with its prompt.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="JSON with prefix, suffix, tail for query and passage.")] = None,
 ) -> None:
-    """Make a checkpoint that ColBERT can index from a backbone or a released DiffRetriever checkpoint."""
+    """Make a checkpoint that ColBERT can index: of a backbone, a released DiffRetriever one, or a nested one's prefix."""
     from .collection import read_collection
     from .conversion import convert as run
     from .files import read_json
@@ -217,6 +218,7 @@ def convert(
         readout=readout,
         k_query=k_query,
         k_passage=k_passage,
+        merge_above=merge_above,
         query_max_length=query_max_length,
         passage_max_length=passage_max_length,
         prompts=read_json(prompts) if prompts else None,

@@ -13,7 +13,17 @@ from .backbones.backbone import Backbone
 from .backbones.loading import TOKENIZER_FILES, load_backbone
 from .backbones.sources import locate, settled
 from .checkpoint import DiffusionCheckpoint
-from .config import ADAPTER_CONFIG_FILE, ADAPTER_FILE, RELEASED, DiffusionConfig, PromptParts, layout_of
+from .config import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    CHECKPOINT,
+    COLBERT_FILE,
+    CONFIG_FILE,
+    RELEASED,
+    DiffusionConfig,
+    PromptParts,
+    layout_of,
+)
 from .encoder import Encoder
 from .errors import UserError
 from .progress import progress_bar
@@ -29,27 +39,30 @@ def convert(
     source: str,
     out: str | Path,
     *,
-    dim: int = 128,
+    dim: int | None = None,
     fit_on: Sequence[str] = (),
     backbone: str | None = None,
     family: str | None = None,
     readout: str = "masked",
-    k_query: int = 4,
-    k_passage: int = 16,
+    k_query: int | None = None,
+    k_passage: int | None = None,
+    merge_above: float | None = None,
     query_max_length: int | None = None,
     passage_max_length: int | None = None,
     prompts: Mapping[str, Mapping[str, Any]] | None = None,
     show_progress_bar: bool = False,
 ) -> DiffusionCheckpoint:
-    """Write a checkpoint folder from a released DiffRetriever folder or a bare backbone, and load it.
+    """Write a checkpoint folder from a bare backbone, a released DiffRetriever folder or a nested checkpoint; load it.
 
     Args:
-        source: hub id, folder or `package:` reference. A release brings its own k, prompts and lengths.
+        source: hub id, folder or `package:` reference. A release brings its own k, prompts and lengths; of a nested
+            checkpoint fewer vectors or dimensions are taken.
         out: folder to write; it must not exist.
-        dim: size of the vectors; below the backbone's hidden size a PCA is fitted.
+        dim: size of the vectors, 128 or a nested checkpoint's own; below the backbone's hidden size a PCA is fitted.
         fit_on: passages for the PCA, up to 20,000 of them are used.
         backbone: where the release's base is, if not where its adapter says.
-        family, readout, k_query, k_passage, prompts: for a bare backbone; `prompts` has "query" and "passage", each
+        merge_above: cosine above which passage vectors are merged.
+        family, readout, k_query (4), k_passage (16), prompts: for a bare backbone; `prompts` has "query" and "passage", each
             with prefix, suffix and tail as text or ids.
         query_max_length, passage_max_length: for a bare backbone, in tokens of prompt and text; None: 512, or what
             the backbone's positions leave.
@@ -61,11 +74,16 @@ def convert(
     if target.exists():
         raise UserError(f"{target} exists; choose another folder or delete it")
     folder = locate(source)
+    if layout_of(folder) is CHECKPOINT:
+        config = DiffusionConfig.load(folder).prefix(k_query=k_query, k_passage=k_passage, dim=dim)
+        _write_prefix(target, folder, replace(config, merge_above=merge_above or config.merge_above))
+        return DiffusionCheckpoint(target)
+    dim = dim or 128
     if layout_of(folder) is RELEASED:
         config = _released_config(folder, backbone)
         carried: Path | None = folder
     else:
-        config = _backbone_config(source, folder, family, readout, k_query, k_passage, prompts)
+        config = _backbone_config(source, folder, family, readout, k_query or 4, k_passage or 16, prompts)
         asked = {"query_max_length": query_max_length, "passage_max_length": passage_max_length}
         config = replace(config, **{name: length for name, length in asked.items() if length is not None})  # type: ignore[arg-type]
         carried = None
@@ -82,7 +100,8 @@ def convert(
     if dim < loaded.hidden_size:
         encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size), Projection())
         projection = fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show_progress_bar), dim)
-    _write(target, replace(config, dim=dim, projection="none" if projection.weight is None else "pca"), projection, carried)
+    kind = "none" if projection.weight is None else "pca"
+    _write(target, replace(config, dim=dim, projection=kind, merge_above=merge_above), projection, carried)
     return DiffusionCheckpoint(target)
 
 
@@ -140,6 +159,15 @@ def _states(encoder: Encoder, texts: Sequence[str], show: bool) -> Iterator[Tens
     with progress_bar(len(texts), "fit the projection", show=show) as progress:
         for vectors in encoder.encode(texts, "passage", progress=progress):
             yield torch.from_numpy(vectors)
+
+
+def _write_prefix(target: Path, source: Path, config: DiffusionConfig) -> None:
+    """The checkpoint's files under another config; aside, then renamed."""
+    aside = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(source, aside, ignore=shutil.ignore_patterns(CONFIG_FILE, COLBERT_FILE))
+    replace(config, backbone=settled(config.backbone, source)).save(aside)
+    aside.rename(target)
 
 
 def _write(target: Path, config: DiffusionConfig, projection: Projection, carried: Path | None) -> None:

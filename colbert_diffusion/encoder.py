@@ -17,12 +17,14 @@ from .allocation import merge
 from .backbones.backbone import Backbone
 from .config import DiffusionConfig, Side
 from .errors import UserError
+from .heads import PredictionHead
 from .progress import Progress
 from .projection import Projection, Vectors
 from .prompts import Prompt, Row, make_prompt
 from .readouts import get_readout
 
 WINDOW = 2048  # texts sorted together; the last few percent of padding are not worth more memory
+PREDICTED = 16  # texts whose words are predicted together
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}  # tokens of a padded batch; scripts/bench_encode.py measures them
 
 
@@ -100,6 +102,17 @@ class Encoder:
         first = torch.tensor([row.first_mask for row in rows]) + self.config.read_offset
         states = self.backbone.states(ids, lengths)
         return self.readout.read(states, lengths.to(states.device), first.to(states.device), k)
+
+    def logits(self, texts: Sequence[str], side: Side, head: PredictionHead) -> Iterator[Tensor]:
+        """What each read position predicts: float32 (k, vocabulary) per text, in input order, on CPU.
+
+        One batch's logits are held at a time: 16 positions of 30,000 words are 2 MB a text.
+        """
+        for start in range(0, len(texts), PREDICTED):
+            rows = self.rows(texts[start : start + PREDICTED], side)
+            with torch.inference_mode():
+                predicted = head(self.read(rows, self.config.k(side)))
+            yield from predicted.float().cpu()
 
     def _next_rows(self, windows: Iterator[tuple[int, list[str]]], side: Side) -> list[Row]:
         start, texts = next(windows, (0, []))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from colbert.infra import ColBERTConfig
+from transformers import BertForMaskedLM
 
 from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig, default_checkpoint
 from colbert_diffusion.checkpoint import VectorCheckpoint, open_checkpoint
@@ -115,3 +116,26 @@ def test_the_shipped_checkpoint_answers() -> None:
 def test_a_released_folder_encodes_as_it_is() -> None:
     checkpoint = DiffusionCheckpoint(PARITY / "released-dream")
     assert checkpoint.encode_document(["cat"])[0].shape == (16, 64)
+
+
+def test_positions_predict_what_the_published_head_says(tiny_checkpoint: Path) -> None:
+    checkpoint = DiffusionCheckpoint(tiny_checkpoint)
+    texts = make_texts(20)
+    words = checkpoint.predict_words(texts, "passage", top=3)
+    assert [len(positions) for positions in words] == [8] * 20
+    published = BertForMaskedLM.from_pretrained(checkpoint.identity.backbone_path).eval()
+    row = checkpoint.encoder.rows([texts[7]], "passage")[0]
+    with torch.inference_mode():
+        logits = published(torch.tensor([row.ids])).logits[0, row.first_mask : row.first_mask + 8]
+    expected = [[checkpoint.encoder.backbone.tokenizer.decode([i]) for i in ids] for ids in logits.topk(3).indices.tolist()]
+    assert words[7] == expected
+
+
+def test_without_a_head_or_masks_words_are_refused_in_one_line(tiny_config: DiffusionConfig, tmp_path: Path) -> None:
+    replace(tiny_config, readout="mean", k_query=1, k_passage=1).save(tmp_path)
+    with pytest.raises(UserError, match="no masked positions"):
+        DiffusionCheckpoint(tmp_path).predict_words(["a"])
+    base = replace(DiffusionConfig.load(default_checkpoint()), projection="none", dim=384)  # MiniLM is published without one
+    base.save(tmp_path / "base")
+    with pytest.raises(UserError, match="no prediction head"):
+        DiffusionCheckpoint(tmp_path / "base").predict_words(["a"])

@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from colbert_diffusion import DiffusionCheckpoint, convert
-from colbert_diffusion.config import PromptParts
+from colbert_diffusion.config import DiffusionConfig, PromptParts
 from colbert_diffusion.errors import UserError
 
 from .conftest import HIDDEN, PARITY, make_texts
@@ -82,3 +83,21 @@ def test_a_converted_folder_works_from_another_place(tmp_path: Path, monkeypatch
     convert("released-dream", tmp_path / "c", dim=64)
     monkeypatch.chdir(tmp_path)
     assert DiffusionCheckpoint("c").encode_query(["cat"])[0].shape == (4, 64)
+
+
+def test_a_nested_checkpoints_prefix_is_a_checkpoint_of_its_own(tiny_config: DiffusionConfig, tmp_path: Path) -> None:
+    replace(tiny_config, nested=True).save(tmp_path / "nested")
+    texts = make_texts(6)
+    whole = DiffusionCheckpoint(tmp_path / "nested").encode_document(texts)
+    prefix = convert(str(tmp_path / "nested"), tmp_path / "prefix", k_passage=3)
+    assert (prefix.config.k_passage, prefix.config.masks("passage")) == (3, 8)
+    for some, every in zip(prefix.encode_document(texts), whole, strict=True):
+        np.testing.assert_allclose(some, every[:3], atol=1e-6)
+    merged = convert(str(tmp_path / "nested"), tmp_path / "merged", merge_above=0.5)
+    assert sum(map(len, merged.encode_document(texts))) < sum(map(len, whole))
+
+
+def test_a_checkpoint_that_is_not_nested_has_no_prefix(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not nested"):
+        convert(str(tiny_checkpoint), tmp_path / "prefix", k_passage=3)
+    assert not (tmp_path / "prefix").exists()
