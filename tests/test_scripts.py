@@ -1,0 +1,199 @@
+"""The recipes in scripts/, on the fake backbone."""
+
+import importlib.util
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig
+from colbert_diffusion.lexical import content_words
+from colbert_diffusion.vectors import VectorFiles
+
+from .conftest import HIDDEN
+from .evaluation.conftest import write_beir
+from .training.conftest import make_examples
+
+EXAMPLES = make_examples(60)
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    """A query's passage is the one with its words in another order."""
+    documents = {f"p{i}": example.passages[0] for i, example in enumerate(EXAMPLES)}
+    queries = {f"q{i}": example.query for i, example in enumerate(EXAMPLES)}
+    return write_beir(tmp_path / "tiny", documents, queries, "".join(f"q{i}\tp{i}\t1\n" for i in range(len(EXAMPLES))))
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"query": e.query, "positive": e.passages[0]}) + "\n" for e in EXAMPLES))
+    return path
+
+
+def rows(printed: str) -> list[list[str]]:
+    """The cells of a Markdown table's body."""
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+# curve.py -----------------------------------------------------------------------------------------------------
+
+
+def test_the_curve_has_every_cell_and_merging_never_adds_bytes(
+    tiny_config: DiffusionConfig, beir: Path, tmp_path: Path, encoded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    curve = load("curve")
+    replace(tiny_config, nested=True, merge_above=0.5).save(tmp_path / "nested")
+    arguments = [str(tmp_path / "nested"), str(beir), "--out", str(tmp_path / "out"), "--k-passage", "1,8", "--nbits", "1,2"]
+    curve.main([*arguments, "--merge-above", "none,0.8"])
+    found = {tuple(row[1:5]): [float(cell) for cell in row[5:9]] for row in rows(capsys.readouterr().out)}
+    cells = [("1", "-"), ("8", "-"), ("8", "0.8")]
+    assert list(found) == [(k, str(HIDDEN), above, nbits) for k, above in cells for nbits in ("1", "2")]
+    for nbits in ("1", "2"):
+        one, whole, merged = (found[k, str(HIDDEN), above, nbits] for k, above in cells)
+        assert one[0] == 1 < merged[0] < whole[0] == 8
+        assert one[1] < merged[1] < whole[1]
+    assert (tmp_path / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    passages = {example.passages[0] for example in EXAMPLES} - {example.query for example in EXAMPLES}
+    assert sum(text in passages for text in encoded) == len(passages)
+
+    encoded.clear()
+    curve.main([*arguments, "--merge-above", "none,0.8"])
+    assert not encoded
+    assert len(rows(capsys.readouterr().out)) == 6
+
+    of_cell = DiffusionCheckpoint(tmp_path / "out" / "cells" / "k8-dim16-merge0.8")
+    expected = of_cell.encode_document([example.passages[0] for example in EXAMPLES])
+    stored = VectorFiles(tmp_path / "out" / "tiny" / "k8-dim16-merge0.8" / "vectors").read(range(len(EXAMPLES)))
+    for ours, theirs in zip(stored, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(ours), torch.from_numpy(theirs), atol=1e-3, rtol=0)
+
+
+def test_the_front_is_what_nothing_smaller_equals() -> None:
+    sizes = [(10, 0.5), (20, 0.5), (20, 0.7), (30, 0.6), (40, 0.8)]
+    found = load("curve").front([{"bytes": size, "plaid": value} for size, value in reversed(sizes)])
+    assert [(row["bytes"], row["plaid"]) for row in found] == [(10, 0.5), (20, 0.7), (40, 0.8)]
+
+
+def test_a_curve_of_a_checkpoint_without_prefixes_or_of_another_one_is_refused(
+    tiny_checkpoint: Path, beir: Path, tmp_path: Path
+) -> None:
+    arguments = [str(tiny_checkpoint), str(beir), "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="error: the checkpoint is not nested"):
+        load("curve").main([*arguments, "--k-passage", "1,8"])
+    (tmp_path / "curve.json").write_text('{"checkpoint": "another", "collections": {}, "rows": []}')
+    with pytest.raises(SystemExit, match="is of another checkpoint; choose another --out"):
+        load("curve").main([*arguments, "--k-passage", "8"])
+
+
+# compare.py ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compare(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    script = load("compare")
+    monkeypatch.setattr(script, "RECIPE", replace(script.RECIPE, bf16=False, query_tokens=12, passage_tokens=40))
+    monkeypatch.setattr(script, "LENGTHS", {"query_max_length": 16, "passage_max_length": 40})
+    return script
+
+
+def test_the_comparison_has_every_readout_at_its_best_rate_and_is_done_once(
+    compare: ModuleType,
+    tiny_bert: Path,
+    pairs: Path,
+    beir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    fixed = [f"--pairs={pairs}", f"--dev={beir}", f"--out={out}", f"--bases={tiny_bert}", "--batch=16", "--dim=16"]
+    asked = [*fixed, "--rates", "1e-4", "1e-2", "--seeds=1"]
+    compare.main([*asked, "--steps=3"])
+    table = rows(capsys.readouterr().out)
+    assert [row[:2] for row in table] == [[str(tiny_bert), readout] for readout in compare.READOUTS]
+
+    kept = json.loads((out / "compare.json").read_text())
+    assert len(kept["trials"]) == 2 * len(compare.READOUTS)
+    for row, shown in zip(kept["table"], table, strict=True):
+        trials = {rate: kept["trials"][compare.Trial(compare.Cell(*shown[:2]), rate, 0).name] for rate in (1e-4, 1e-2)}
+        best = max(trials, key=lambda rate: trials[rate]["exact"]["tiny"])
+        assert row["rate"] == best
+        assert row["tiny plaid"] == {"mean": trials[best]["plaid"]["tiny"], "sd": 0, "seeds": [trials[best]["plaid"]["tiny"]]}
+        assert re.fullmatch(r"\d\.\d{3} ± 0\.000", shown[3])
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("done already")
+
+    monkeypatch.setattr(compare, "train", never)
+    monkeypatch.setattr(compare, "measure_systems", never)
+    compare.main([*asked, "--steps=3"])
+    assert rows(capsys.readouterr().out) == table
+    with pytest.raises(SystemExit, match="its steps differs; choose another --out"):
+        compare.main([*asked, "--steps=4"])
+    with pytest.raises(SystemExit, match="seeds is 0, expected at least 1"):
+        compare.main([*asked, "--seeds=0"])
+
+
+def test_the_plan_estimates_every_readout_and_trains_no_trial(
+    compare: ModuleType, tiny_bert: Path, pairs: Path, beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = [f"--pairs={pairs}", f"--dev={beir}", f"--out={tmp_path / 'out'}", f"--bases={tiny_bert}", "--batch=16", "--dim=8"]
+    compare.main([*fixed, "--teacher=mean", "--plan"])
+    table = rows(capsys.readouterr().out)
+    assert [row[1:4] for row in table] == [[readout, "5", "0"] for readout in compare.READOUTS] + [["", "20", ""]]
+    assert not (tmp_path / "out" / "trials").exists()
+    assert {DiffusionConfig.load(folder).dim for folder in (tmp_path / "out" / "starts").glob("*-masked-*")} == {8}
+
+
+# words.py -----------------------------------------------------------------------------------------------------
+
+
+def test_a_head_that_says_the_same_of_every_passage_knows_nothing_of_any(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "rigged")
+    checkpoint = DiffusionCheckpoint(folder)
+    assert checkpoint.head is not None
+    assert checkpoint.head.bias is not None
+    checkpoint.head.bias[checkpoint.encoder.backbone.tokenize(["france paris the"])[0]] += 1000
+    checkpoint.head.save(folder)
+    passages = tmp_path / "passages.tsv"
+    passages.write_text("".join(f"{i}\tthe {'dog' if i % 4 else 'city of Paris'} {i}\n" for i in range(20)))
+    load("words").main([str(folder), str(passages), "--top", "3", "--show", "1"])
+    summary, *first = rows(capsys.readouterr().out)
+    assert summary == ["20", "8 x 3", "0.250", "0.250", "1.00"]
+    positions = [row for row in first if row[0].isdigit()]
+    assert [set(row[1].split()) for row in positions] == [{"france", "paris", "the"}] * 8
+
+
+def test_a_head_that_says_each_passages_own_words_scores_1(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def own_words(_: object, texts: list[str], top: int) -> list[list[list[str]]]:
+        return [[content_words(text)[:top]] for text in texts]
+
+    monkeypatch.setattr(DiffusionCheckpoint, "predict_words", own_words)
+    passages = tmp_path / "passages.tsv"
+    passages.write_text("".join(f"{i}\tthe {word}\n" for i, word in enumerate(["dog", "cat", "cat", "sun", "moon"])))
+    load("words").main([str(tiny_checkpoint), str(passages)])
+    assert rows(capsys.readouterr().out)[0] == ["5", "8 x 10", "1.000", "0.100", "10.00"]  # 2 of 20 pairs share the cat
+    passages.write_text("0\tthe dog\n")
+    with pytest.raises(SystemExit, match="error: 1 passages: another passage to compare with needs at least 2"):
+        load("words").main([str(tiny_checkpoint), str(passages)])
