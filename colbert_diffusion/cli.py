@@ -123,6 +123,26 @@ def search(
 
 
 @app.command()
+def serve(
+    ctx: typer.Context,
+    indexes: Annotated[list[Path], typer.Argument(help="Index folders; their names name them.", show_default=False)],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 for a free one.", min=0, max=65535)] = 8893,
+    token_file: Annotated[Path | None, typer.Option(help="File with a bearer token that requests must carry.")] = None,
+    cache: Annotated[int, typer.Option(help="Answers to keep for repeated queries.")] = 0,
+    cors: Annotated[list[str] | None, typer.Option(help="Origin whose pages may call the API; may be repeated.")] = None,
+    allow_reload: Annotated[bool, typer.Option("--allow-reload", help="POST /api/reload opens an index anew.")] = False,
+    max_k: Annotated[int, typer.Option(help="Largest k that is answered.")] = 1000,
+) -> None:
+    """Serve indexes over HTTP: /api/search for ColBERT's and DSPy's clients, a search page at /, the API at /docs."""
+    with _quiet(ctx):
+        from .serving.server import open_app, run
+
+        opened = open_app(indexes, token_file=token_file, cache=cache, cors=cors or (), allow_reload=allow_reload, max_k=max_k)
+    run(opened, host, port)
+
+
+@app.command()
 def evaluate(
     ctx: typer.Context,
     collections: Annotated[list[str], typer.Argument(help="BEIR or MS MARCO folders, or ir_datasets:ID.", show_default=False)],

@@ -1,0 +1,42 @@
+"""A LangChain retriever over an index. Needs langchain-core only."""
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingPackageError
+
+try:
+    from langchain_core.callbacks import CallbackManagerForRetrieverRun
+    from langchain_core.documents import Document
+    from langchain_core.retrievers import BaseRetriever
+except ImportError as error:
+    raise MissingPackageError("the LangChain retriever needs langchain-core: pip install langchain-core") from error
+from pydantic import Field, PrivateAttr
+
+
+class ColBERTDiffusionRetriever(BaseRetriever):
+    """The k best passages as Documents, best first; their metadata holds pid, score and rank.
+
+    Raises:
+        UserError: there is no complete index, or k is below 1.
+    """
+
+    index: Path
+    """Folder of the index."""
+    k: int = Field(default=10, ge=1)
+    """Passages per query."""
+    _searcher: Any = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Open the index: what is wrong with it shows now, not at the first question."""
+        from ..seam.searching import Searcher
+
+        path = self.index.absolute()
+        self._searcher = Searcher(path.name, index_root=str(path.parent), verbose=0)
+
+    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
+        pids, ranks, scores = self._searcher.search(query, k=self.k)
+        return [
+            Document(page_content=self._searcher.collection[pid], metadata={"pid": pid, "score": score, "rank": rank})
+            for pid, rank, score in zip(pids, ranks, scores, strict=True)
+        ]

@@ -1,0 +1,282 @@
+"""The HTTP side: routes, refusals, the page. Knows nothing about models."""
+
+import hmac
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .. import __version__
+from ..errors import UserError
+from . import schemas
+from .index import Hit, UnknownError
+from .metrics import Metrics
+from .service import OverloadedError, Service, probabilities
+
+MAX_BODY = 2 << 20  # bytes
+PAGE = Path(__file__).parent / "page"
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.Problem, "description": description}
+    for status, description in {
+        400: "The body cannot be read.",
+        401: "The token is missing or wrong.",
+        404: "There is no such index or passage.",
+        413: "The body is too large.",
+        422: "A value is missing, wrong or above its limit.",
+        503: "Too much is waiting; try again.",
+    }.items()
+}
+
+_log = logging.getLogger(__name__)
+
+
+class JSON(Response):
+    """JSON without NaN; texts that are no valid UTF-8 do not fail."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def create_app(
+    service: Service,
+    metrics: Metrics,
+    *,
+    token: str | None = None,
+    cors: Sequence[str] = (),
+    allow_reload: bool = False,
+) -> FastAPI:
+    """The application.
+
+    Args:
+        token: what /api and /metrics then ask for: `Authorization: Bearer TOKEN`.
+        cors: origins whose pages may call it.
+        allow_reload: whether POST /api/reload is there.
+    """
+    app = FastAPI(
+        title="colbert_diffusion",
+        version=__version__,
+        description="Search with a diffusion language model in ColBERT's index.",
+        docs_url=None,  # FastAPI's own pages load scripts from elsewhere; /docs is ours
+        redoc_url=None,
+        default_response_class=JSON,
+    )
+    guard = [Depends(_Bearer(token))] if token is not None else []
+    app.include_router(_api(service, allow_reload), dependencies=guard)
+    app.include_router(_operations(service, metrics, guard))
+    app.mount("/static", StaticFiles(directory=PAGE))
+
+    app.add_exception_handler(UserError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(StarletteHTTPException, _http_error)
+    app.add_exception_handler(Exception, _failed)
+
+    app.add_middleware(_Boundary, metrics=metrics)
+    if cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Server-Timing", "Retry-After"],
+        )
+    return app
+
+
+def _api(service: Service, allow_reload: bool) -> APIRouter:
+    api = APIRouter(prefix="/api", responses=_REFUSALS)
+
+    async def answers(
+        queries: Sequence[str], k: int, pids: Sequence[int] | None, index: str | None
+    ) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        started = perf_counter()
+        found = await service.search(queries, k, pids, index)
+        timing = {"server-timing": f"search;dur={1000 * (perf_counter() - started):.1f}"}
+        return [_answer(query, hits) for query, hits in zip(queries, found, strict=True)], timing
+
+    @api.get("/search", response_model=schemas.Answer)
+    async def search(
+        query: schemas.Text,
+        k: schemas.K = 10,
+        pids: Annotated[list[schemas.Pid] | None, Query(description="Consider only these passages; may be repeated.")] = None,
+        index: schemas.IndexName = None,
+    ) -> Response:
+        """The k best passages for a query."""
+        [answer], timing = await answers([query], k, pids, index)
+        return JSON(answer, headers=timing)
+
+    @api.post("/search", response_model=schemas.Answer | schemas.Answers)
+    async def search_many(asked: schemas.SearchRequest) -> Response:
+        """The k best passages for a query, or for each of several."""
+        queries = [asked.query] if asked.queries is None else asked.queries
+        found, timing = await answers([query for query in queries if query is not None], asked.k, asked.pids, asked.index)
+        return JSON(found[0] if asked.queries is None else {"results": found}, headers=timing)
+
+    @api.post("/encode", response_model=schemas.Encoded)
+    async def encode(asked: schemas.EncodeRequest) -> Response:
+        """Each text's vectors."""
+        vectors = await service.encode(asked.texts, asked.side, asked.index)
+        shapes = [(len(text), len(text[0])) for text in vectors]
+        return JSON({"vectors": vectors, "shapes": shapes, "dim": shapes[0][1]})
+
+    @api.post("/explain", response_model=schemas.Explained)
+    async def explain(asked: schemas.ExplainRequest) -> Response:
+        """Which positions of a passage a query matched, and which words the positions predict."""
+        text = service.passage(asked.pid, asked.index)
+        found = await service.explain(asked.query, asked.pid, asked.index)
+        matches = [{"query": i, "passage": j, "similarity": found.similarities[i][j]} for i, j in enumerate(found.matches)]
+        return JSON({"query": asked.query, "pid": asked.pid, "text": text, **found._asdict(), "matches": matches})
+
+    @api.get("/passages/{pid}", response_model=schemas.Passage)
+    async def passage(pid: schemas.Pid, index: schemas.IndexName = None) -> Response:
+        """A passage's text."""
+        return JSON({"pid": pid, "text": service.passage(pid, index)})
+
+    @api.get("/indexes", response_model=schemas.Indexes)
+    async def indexes() -> Response:
+        """The indexes that are served."""
+        return JSON({"default": service.default, "max_k": service.limits.max_k, "indexes": service.about()})
+
+    if allow_reload:
+
+        @api.post("/reload", response_model=schemas.About)
+        async def reload(asked: schemas.ReloadRequest) -> Response:
+            """Open an index's folder anew; requests under way finish on the old one."""
+            return JSON(await service.reload(asked.index))
+
+    return api
+
+
+def _operations(service: Service, metrics: Metrics, guard: Sequence[Any]) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/healthz")
+    async def healthz() -> Response:
+        return JSON({"status": "alive"})
+
+    @router.get("/readyz")
+    async def readyz() -> Response:  # nothing listens before every index is open
+        return JSON({"status": "ready", "indexes": [about["name"] for about in service.about()]})
+
+    @router.get("/metrics", dependencies=guard)
+    async def numbers() -> Response:
+        metrics.pending.set(service.pending)
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @router.get("/")
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html")
+
+    @router.get("/docs")
+    async def docs() -> Response:
+        return FileResponse(PAGE / "docs.html")
+
+    return router
+
+
+def _answer(query: str, hits: Sequence[tuple[Hit, str]]) -> dict[str, Any]:
+    probs = probabilities([hit.score for hit, _ in hits])
+    topk = [
+        {"text": text, "long_text": text, "pid": hit.pid, "rank": rank, "score": hit.score, "prob": prob}
+        for rank, ((hit, text), prob) in enumerate(zip(hits, probs, strict=True), 1)
+    ]
+    return {"query": query, "topk": topk}
+
+
+class _Bearer:
+    """Asks for the token, compared in a time that says nothing about it."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"bearer {token}".encode()
+
+    async def __call__(self, request: Request) -> None:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if not hmac.compare_digest(f"{scheme.lower()} {token.strip()}".encode(), self._expected):
+            raise HTTPException(
+                401, "the token is missing or wrong; send Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+            )
+
+
+class _Boundary:
+    """Around every request: the body's limit, the security headers, the metrics."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, received, status = perf_counter(), 0, 500
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_BODY:
+                raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes", {"connection": "close"})
+            return message
+
+        async def with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        try:
+            await self._app(scope, limited, with_headers)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")  # a template, or a stranger could fill the memory
+            method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
+            self._metrics.answered(method, route, status, perf_counter() - started)
+
+
+def _problem(status: int, text: str, headers: Any = None) -> Response:
+    line = " ".join(text.split())
+    return JSON({"error": line, "message": line}, status, headers)
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    if isinstance(error, OverloadedError):
+        return _problem(503, str(error), {"retry-after": "1"})
+    return _problem(404 if isinstance(error, UnknownError) else 422, str(error))
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    found = error.errors() if isinstance(error, RequestValidationError) else []
+    shown = [f"{'.'.join(map(str, entry['loc']))[:80]}: {entry['msg']}" for entry in found[:3]]
+    if any(entry["loc"] == ("body",) for entry in found):
+        shown.append("expected a JSON object, sent with Content-Type: application/json")
+    return _problem(422, "; ".join(shown))
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, StarletteHTTPException):
+        raise error
+    return _problem(error.status_code, str(error.detail), error.headers)
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    _log.error("unexpected %s", type(error).__name__, exc_info=error)
+    return _problem(500, "unexpected error; the server's log has it")

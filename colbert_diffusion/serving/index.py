@@ -1,0 +1,166 @@
+"""One opened index: encoding, searching, passages, and why a passage was found. Blocking; knows neither names nor loops."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import DiffusionCheckpoint, VectorCheckpoint
+from ..config import Side
+from ..errors import UserError
+from ..seam.searching import Searcher, removed_pids
+
+WORDS = 8  # predicted words shown per position
+
+Observe = Callable[[str, float], None]  # (stage, seconds)
+
+
+class UnknownError(UserError):
+    """A name or number that stands for nothing here."""
+
+
+class Hit(NamedTuple):
+    pid: int
+    score: float
+
+
+class Explanation(NamedTuple):
+    """Why a passage matches a query.
+
+    similarities: cosine of each query position with each passage position, (k_query, k_passage).
+    matches: for each query position the passage position that it matched best.
+    score: exact MaxSim, the sum of those cosines; the index's own score is that of compressed vectors.
+    query_words, passage_words: likeliest words per position, best first; None: `note` says why.
+    """
+
+    score: float
+    matches: list[int]
+    similarities: list[list[float]]
+    query_words: list[list[str]] | None
+    passage_words: list[list[str]] | None
+    note: str | None
+
+
+class OpenedIndex:
+    """An index in memory, with its checkpoint.
+
+    `search` may run in several threads at once: our Searcher copies the settings for each call and ColBERT's scorer
+    only reads the index. The methods that run the model are called from one thread.
+
+    Args:
+        observe: is told the seconds of each stage: encode (of a batch), candidates and score (of a query).
+
+    Raises:
+        UserError: there is no complete index, or its checkpoint is gone.
+    """
+
+    def __init__(self, path: Path, observe: Observe = lambda stage, seconds: None) -> None:
+        self.path = path.absolute()
+        self._searcher = Searcher(self.path.name, index_root=str(self.path.parent), verbose=0)
+        self._removed = frozenset(removed_pids(self.path))
+        self._observe = observe
+        self.passages = len(self._searcher.collection)
+        self._searcher.search("ready", k=1)  # the first search is slow, and shows what cannot be searched
+        _time_stages(self._searcher.ranker, observe)
+
+    def encode(self, queries: Sequence[str]) -> list[Tensor]:
+        """Queries -> float32 (k_query, dim) each."""
+        started = perf_counter()
+        vectors: Tensor = self._searcher.encode(list(queries))
+        self._observe("encode", perf_counter() - started)
+        return list(vectors)
+
+    def search(self, vectors: Tensor, k: int, pids: Sequence[int] | None = None) -> list[Hit]:
+        """The k best for one query's vectors, (k_query, dim); with `pids`, of those.
+
+        Raises:
+            UserError: a pid that the index does not have.
+        """
+        found, _, scores = self._searcher.dense_search(vectors[None], k, pids=pids)
+        return [Hit(pid, score) for pid, score in zip(found, scores, strict=True)]
+
+    def passage(self, pid: int) -> str:
+        """Raises UnknownError when there is no such passage."""
+        if not 0 <= pid < self.passages:
+            raise UnknownError(f"there is no passage {pid}; the index has pids 0..{self.passages - 1}")
+        if pid in self._removed:
+            raise UnknownError(f"passage {pid} was removed from the index")
+        return str(self._searcher.collection[pid])
+
+    @cached_property
+    def model(self) -> DiffusionCheckpoint:
+        """What encoded the index. Raises UserError when that was one of ColBERT's own checkpoints."""
+        checkpoint = self._searcher.checkpoint
+        if isinstance(checkpoint, VectorCheckpoint):
+            checkpoint = checkpoint._model
+        if not isinstance(checkpoint, DiffusionCheckpoint):
+            raise UserError("this index was made with a ColBERT checkpoint; only diffusion checkpoints do this")
+        return checkpoint
+
+    def vectors(self, texts: Sequence[str], side: Side) -> list[list[list[float]]]:
+        """Each text's vectors, L2-normalised, as the checkpoint encodes that side."""
+        encode = self.model.encode_query if side == "query" else self.model.encode_document
+        return [vectors.tolist() for vectors in encode(texts)]
+
+    def explain(self, query: str, pid: int) -> Explanation:
+        """Raises UnknownError when there is no such passage, UserError as `model`."""
+        passage = self.passage(pid)
+        similarities = self._positions(query, "query") @ self._positions(passage, "passage").T
+        best = similarities.max(dim=1)
+        note = self._why_no_words()
+        return Explanation(
+            score=float(best.values.sum()),
+            matches=best.indices.tolist(),
+            similarities=similarities.tolist(),
+            query_words=None if note else self._words(query, "query"),
+            passage_words=None if note else self._words(passage, "passage"),
+            note=note,
+        )
+
+    @torch.inference_mode()
+    def _positions(self, text: str, side: Side) -> Tensor:
+        """One vector for each position, (k, dim): before similar ones are merged, so that they stand beside the words."""
+        encoder = self.model.encoder
+        states = encoder.read(encoder.rows([text], side), self.model.config.k(side))
+        return encoder.projection(states)[0].float().cpu()
+
+    def _words(self, text: str, side: Side) -> list[list[str]]:
+        [positions] = self.model.predict_words([text], side, WORDS)
+        return positions
+
+    def _why_no_words(self) -> str | None:
+        if not self.model.encoder.readout.appends_masks:
+            return f'The readout "{self.model.config.readout}" has no masked positions: they predict no words.'
+        if self.model.head is None:
+            return "This checkpoint has no prediction head: its positions predict no words."
+        return None
+
+    def about(self) -> dict[str, Any]:
+        """Facts for people: sizes."""
+        config = self._searcher.config
+        return {
+            "passages": self.passages - len(self._removed),
+            "vectors": int(self._searcher.ranker.doclens.sum()),
+            "dim": int(config.dim),
+            "nbits": int(config.nbits),
+        }
+
+
+def _time_stages(ranker: Any, observe: Observe) -> None:
+    """Time the two steps of ColBERT's `rank` (index_storage.py): which passages to look at, and scoring them."""
+
+    def timed(stage: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            started = perf_counter()
+            result = step(*arguments)
+            observe(stage, perf_counter() - started)
+            return result
+
+        return run
+
+    ranker.retrieve = timed("candidates", ranker.retrieve)
+    ranker.score_pids = timed("score", ranker.score_pids)

@@ -1,0 +1,132 @@
+"""What requests and answers look like. The search's are those of ColBERT's server and of DSPy's `ColBERTv2` client."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def _clean(text: object) -> object:
+    """Lone surrogates, which JSON can carry and UTF-8 cannot, become "?", as they do when a text is encoded."""
+    return text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else text
+
+
+Text = Annotated[str, BeforeValidator(_clean)]
+Pid = Annotated[int, Field(ge=0, lt=2**31)]
+IndexName = Annotated[Text | None, Field(description="Name of an index; default: the first.")]
+K = Annotated[int, Field(description="Passages per query.")]
+Pids = Annotated[list[Pid] | None, Field(description="Consider only these passages.")]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")  # a misspelt filter would be no filter
+
+
+class SearchRequest(_Request):
+    """One query, or several."""
+
+    query: Text | None = None
+    queries: list[Text] | None = None
+    k: K = 10
+    pids: Pids = None
+    index: IndexName = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "SearchRequest":
+        if (self.query is None) == (self.queries is None):
+            raise ValueError('give "query" or "queries", not both')
+        return self
+
+
+class EncodeRequest(_Request):
+    texts: list[Text]
+    side: Literal["query", "passage"] = "passage"
+    index: IndexName = None
+
+
+class ExplainRequest(_Request):
+    query: Text
+    pid: Pid
+    index: IndexName = None
+
+
+class ReloadRequest(_Request):
+    index: IndexName = None
+
+
+class Passage(BaseModel):
+    pid: int
+    text: str
+
+
+class Result(Passage):
+    long_text: str
+    rank: int
+    score: float
+    prob: float
+
+
+class Answer(BaseModel):
+    """`prob` is a softmax over the scores of this answer's passages."""
+
+    query: str
+    topk: list[Result]
+
+
+class Answers(BaseModel):
+    """One answer for each of `queries`, in order."""
+
+    results: list[Answer]
+
+
+class Encoded(BaseModel):
+    """vectors: for each text (k, dim), L2-normalised; shapes: their sizes."""
+
+    vectors: list[list[list[float]]]
+    shapes: list[tuple[int, int]]
+    dim: int
+
+
+class Match(BaseModel):
+    query: int
+    passage: int
+    similarity: float
+
+
+class Explained(BaseModel):
+    """Why a passage matches a query.
+
+    similarities: cosine of each query position with each passage position.
+    matches: for each query position the passage position that it matched best.
+    query_words, passage_words: likeliest words per position, best first; null: `note` says why.
+    """
+
+    query: str
+    pid: int
+    text: str
+    score: float
+    similarities: list[list[float]]
+    matches: list[Match]
+    query_words: list[list[str]] | None
+    passage_words: list[list[str]] | None
+    note: str | None
+
+
+class About(BaseModel):
+    name: str
+    passages: int
+    vectors: int
+    dim: int
+    nbits: int
+
+
+class Indexes(BaseModel):
+    default: str
+    max_k: int
+    indexes: list[About]
+
+
+class Problem(BaseModel):
+    """`error` is what clients look for, `message` what DSPy's shows."""
+
+    error: str
+    message: str

@@ -1,0 +1,68 @@
+"""From index folders to a listening process: opens them, binds, runs until told to stop."""
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import MissingPackageError, UserError
+from ..progress import note
+
+try:
+    import uvicorn
+    from fastapi import FastAPI
+
+    from .app import create_app
+    from .metrics import Metrics
+except ImportError as error:
+    raise MissingPackageError(
+        f'serving needs {error.name}, which is not installed: pip install "colbert-diffusion[serve]"'
+    ) from error
+
+from .service import Limits, Service
+
+GRACE = 30  # seconds that accepted requests have to finish when the process is told to stop
+
+
+def open_app(
+    indexes: Sequence[Path],
+    *,
+    token_file: Path | None = None,
+    cache: int = 0,
+    cors: Sequence[str] = (),
+    allow_reload: bool = False,
+    max_k: int = Limits.max_k,
+) -> FastAPI:
+    """Open every index and make the application; arguments as `colbert-diffusion serve`.
+
+    Raises:
+        UserError: an index cannot be opened, or an option makes no sense.
+    """
+    if cache < 0 or max_k < 1:
+        raise UserError(f"--cache {cache} --max-k {max_k}: expected at least 0 answers and 1 passage")
+    token = None if token_file is None else _read_token(token_file)
+    metrics = Metrics()
+    service = Service(indexes, Limits(max_k=max_k), cache, metrics)
+    return create_app(service, metrics, token=token, cors=cors, allow_reload=allow_reload)
+
+
+def run(app: FastAPI, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT; then nothing new is accepted and what was accepted is answered.
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    listening = socket.create_server((host, port), family=family, backlog=2048)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, ws="none", server_header=False, timeout_graceful_shutdown=GRACE
+    )
+    shown = f"[{host}]" if family == socket.AF_INET6 else host
+    note(f"serving on http://{shown}:{listening.getsockname()[1]}")
+    uvicorn.Server(config).run([listening])
+
+
+def _read_token(path: Path) -> str:
+    token = path.read_text(encoding="utf-8").strip()
+    if not token or not token.isascii() or any(c.isspace() for c in token):
+        raise UserError(f"{path} must hold one token: ASCII, without spaces, not empty")
+    return token

@@ -1,0 +1,249 @@
+"""Indexes by name, searched by many at once: micro-batches, bounded pools, a cache, reloading. Knows nothing about HTTP.
+
+One event loop owns all state. Models run in one thread, searches in a few; more than `Limits.pending` texts at a time
+are refused, so that nothing grows and whoever is accepted is answered soon.
+"""
+
+import asyncio
+import hashlib
+import math
+import os
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..config import Side
+from ..errors import UserError
+from .batching import Batcher, Result
+from .index import Explanation, Hit, OpenedIndex, UnknownError
+
+Key = tuple[int, str, int, bytes | None]  # generation of the index, query, k, digest of pids
+
+
+class OverloadedError(UserError):
+    """More is waiting than is answered soon; the same request succeeds later."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one caller may ask for.
+
+    max_k: passages per query.
+    query_characters, text_characters: length of a query, of a text to encode; models read far less of both.
+    texts: queries of a search, texts to encode, in one request.
+    pending: texts accepted and not answered; about what is answered within the 10 s that clients wait.
+    """
+
+    max_k: int = 1000
+    query_characters: int = 2_000
+    text_characters: int = 20_000
+    texts: int = 64
+    pending: int = 512
+
+
+class Observer(Protocol):
+    """Is told what happens; called from any thread."""
+
+    def stage(self, name: str, seconds: float) -> None: ...
+    def cached(self, hit: bool) -> None: ...
+
+
+class Unobserved:
+    def stage(self, name: str, seconds: float) -> None: ...
+    def cached(self, hit: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Served:
+    index: OpenedIndex
+    encode: Batcher[str, Tensor]
+    generation: int
+
+
+class Service:
+    """Several indexes, the first of them the default.
+
+    Args:
+        paths: index folders; their names are the indexes' names.
+        cache: answers kept, 0 for none.
+
+    Raises:
+        UserError: an index cannot be opened, or two have one name.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], limits: Limits | None = None, cache: int = 0, observer: Observer | None = None
+    ) -> None:
+        self.limits = limits or Limits()
+        self.pending = 0
+        self._observer = observer or Unobserved()
+        self._generation = 0
+        self._reloading = asyncio.Lock()
+        self._cache = LRU(cache)
+        # ColBERT's scorers hold the interpreter's lock: threads inside one search help, more searches at once hardly.
+        cores = len(os.sched_getaffinity(0))
+        self._encoding = ThreadPoolExecutor(1, "encode", _use_threads, (cores,))
+        self._searching = ThreadPoolExecutor(2, "search", _use_threads, (max(1, cores // 2),))
+        self._served: dict[str, _Served] = {}
+        for path in paths:
+            if (name := path.absolute().name) in self._served:
+                raise UserError(f"two indexes are named {name}; rename one of the folders")
+            self._served[name] = self._open(path)
+        self.default = next(iter(self._served))
+
+    def _open(self, path: Path) -> _Served:
+        index = OpenedIndex(path, self._observer.stage)
+        self._generation += 1
+        return _Served(index, Batcher(index.encode, self._encoding), self._generation)
+
+    def close(self) -> None:
+        """Finish what runs; nothing is accepted afterwards."""
+        self._encoding.shutdown()
+        self._searching.shutdown()
+
+    def about(self) -> list[dict[str, Any]]:
+        """Name and sizes of every index."""
+        return [{"name": name, **served.index.about()} for name, served in self._served.items()]
+
+    def _find(self, name: str | None) -> _Served:
+        served = self._served.get(self.default if name is None else name)
+        if served is None:
+            raise UnknownError(f"there is no index {name!r:.80}; there are: {', '.join(self._served)}")
+        return served
+
+    async def search(
+        self, queries: Sequence[str], k: int, pids: Sequence[int] | None = None, index: str | None = None
+    ) -> list[list[tuple[Hit, str]]]:
+        """For each query the k best passages with their texts; with `pids`, of those.
+
+        Raises:
+            UnknownError: there is no such index.
+            OverloadedError: try again.
+            UserError: a limit is exceeded, or a pid is not in the index.
+        """
+        served = self._find(index)
+        if not 1 <= k <= self.limits.max_k:
+            raise UserError(f"k is {k}, expected 1 to {self.limits.max_k}")
+        self._check(queries, "queries", self.limits.query_characters)
+        wanted = None if pids is None else list(dict.fromkeys(pids))
+        digest = None if wanted is None else hashlib.blake2b(array("q", wanted).tobytes()).digest()
+        with self._admitted(len(queries)):
+            found = await _together([self._search(served, query, k, wanted, digest) for query in queries])
+        return [[(hit, served.index.passage(hit.pid)) for hit in hits] for hits in found]
+
+    async def _search(self, served: _Served, query: str, k: int, pids: list[int] | None, digest: bytes | None) -> list[Hit]:
+        key = (served.generation, query, k, digest)
+        if self._cache.size:
+            hits = self._cache.get(key)
+            self._observer.cached(hits is not None)
+            if hits is not None:
+                return hits
+        vectors = await served.encode(query)
+        loop = asyncio.get_running_loop()
+        hits = await loop.run_in_executor(self._searching, served.index.search, vectors, k, pids)
+        self._cache.put(key, hits)
+        return hits
+
+    async def encode(self, texts: Sequence[str], side: Side, index: str | None = None) -> list[list[list[float]]]:
+        """Each text's vectors, (vectors, dim). Raises as `search`."""
+        served = self._find(index)
+        self._check(texts, "texts", self.limits.text_characters)
+        with self._admitted(len(texts)):
+            return await self._in_model_thread(served.index.vectors, texts, side)
+
+    async def explain(self, query: str, pid: int, index: str | None = None) -> Explanation:
+        """Why this passage. Raises as `search`, and UnknownError when there is no such passage."""
+        served = self._find(index)
+        self._check([query], "queries", self.limits.query_characters)
+        with self._admitted(2):
+            return await self._in_model_thread(served.index.explain, query, pid)
+
+    def passage(self, pid: int, index: str | None = None) -> str:
+        """A passage's text. Raises UnknownError when there is none."""
+        return self._find(index).index.passage(pid)
+
+    async def reload(self, index: str | None = None) -> dict[str, Any]:
+        """Open the index's folder anew and serve that from now on; requests under way finish on the old one.
+
+        Raises:
+            UnknownError: there is no such index.
+            UserError: the folder cannot be opened; the old index is served on.
+        """
+        path = self._find(index).index.path
+        async with self._reloading:
+            served = await asyncio.get_running_loop().run_in_executor(None, self._open, path)
+            self._served[path.name] = served
+        return {"name": path.name, **served.index.about()}
+
+    async def _in_model_thread(self, run: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._encoding, run, *arguments)
+
+    def _check(self, texts: Sequence[str], what: str, characters: int) -> None:
+        if not 1 <= len(texts) <= self.limits.texts:
+            raise UserError(f"{len(texts)} {what}, expected 1 to {self.limits.texts} in one request")
+        for i, text in enumerate(texts):
+            if len(text) > characters:
+                raise UserError(f"{what}[{i}] has {len(text)} characters, at most {characters} are allowed")
+            if what == "queries" and not text.strip():
+                raise UserError(f"{what}[{i}] is empty")
+
+    @contextmanager
+    def _admitted(self, texts: int) -> Iterator[None]:
+        if self.pending + texts > self.limits.pending:
+            raise OverloadedError(f"{self.pending} texts are waiting, at most {self.limits.pending} may; try again")
+        self.pending += texts
+        try:
+            yield
+        finally:
+            self.pending -= texts
+
+
+class LRU:
+    """The answers asked for last."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._kept: OrderedDict[Key, list[Hit]] = OrderedDict()
+
+    def get(self, key: Key) -> list[Hit] | None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def put(self, key: Key, hits: list[Hit]) -> None:
+        self._kept[key] = hits
+        self._kept.move_to_end(key)
+        while len(self._kept) > self.size:
+            self._kept.popitem(last=False)
+
+
+def probabilities(scores: Sequence[float]) -> list[float]:
+    """Softmax over the scores, which may be of any size."""
+    largest = max(scores, default=0.0)
+    weights = [math.exp(score - largest) for score in scores]
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+async def _together(searches: Iterable[Coroutine[Any, Any, list[Hit]]]) -> list[list[Hit]]:
+    """All results, or the first error when every search is done: none goes on unseen."""
+    results = []
+    for result in await asyncio.gather(*searches, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+        results.append(result)
+    return results
+
+
+def _use_threads(count: int) -> None:
+    """Torch counts threads for each thread that calls it."""
+    torch.get_num_threads()  # the first call would overwrite what is set before
+    torch.set_num_threads(count)
