@@ -27,8 +27,9 @@ class ColBERTDiffusionRetriever(BaseRetriever):
     """Passages per query."""
     _searcher: Any = PrivateAttr()
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Open the index: what is wrong with it shows now, not at the first question."""
+    def __init__(self, **fields: Any) -> None:
+        """Opens the index: what is wrong with it shows now, not at the first question."""
+        super().__init__(**fields)
         from ..seam.searching import Searcher
 
         path = self.index.absolute()

@@ -3,7 +3,8 @@
 import hmac
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -47,10 +48,8 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 _log = logging.getLogger(__name__)
 
 
-class JSON(Response):
+class JSON(JSONResponse):
     """JSON without NaN; texts that are no valid UTF-8 do not fail."""
-
-    media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
@@ -71,6 +70,12 @@ def create_app(
         cors: origins whose pages may call it.
         allow_reload: whether POST /api/reload is there.
     """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
     app = FastAPI(
         title="colbert_diffusion",
         version=__version__,
@@ -78,6 +83,7 @@ def create_app(
         docs_url=None,  # FastAPI's own pages load scripts from elsewhere; /docs is ours
         redoc_url=None,
         default_response_class=JSON,
+        lifespan=lifespan,
     )
     guard = [Depends(_Bearer(token))] if token is not None else []
     app.include_router(_api(service, allow_reload), dependencies=guard)

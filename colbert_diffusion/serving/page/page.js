@@ -123,7 +123,7 @@ function links(found) {
   });
   const drawn = element("div", { className: found.query_words ? "links" : "links bare" },
     element("ol", { className: "queries" }, ...side("q", rows, found.query_words, () => true)),
-    svg,
+    element("div", { className: "lines" }, svg),
     element("ol", {}, ...side("p", columns, found.passage_words, (i) => matched.has(i))));
   drawn.querySelector(".queries").setAttribute("aria-label", "Query positions");
   drawn.lastElementChild.setAttribute("aria-label", "Passage positions");

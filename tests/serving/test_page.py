@@ -1,0 +1,30 @@
+"""The page is text from this server alone."""
+
+import re
+
+import pytest
+from fastapi.testclient import TestClient
+
+from colbert_diffusion.serving.app import PAGE
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_a_page_needs_nothing_from_elsewhere_and_nothing_inline(client: TestClient, path: str) -> None:
+    page = client.get(path)
+    assert page.headers["content-type"].startswith("text/html")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:|https?://", page.text)
+    scripts = re.findall(r"<script([^>]*)>([^<]*)</script>", page.text)
+    assert all("src=" in attributes and not content for attributes, content in scripts)
+    for linked in re.findall(r'(?:src|href)="(static/[^"]+)"', page.text):
+        assert client.get(f"/{linked}").status_code == 200
+
+
+def test_scripts_never_write_markup() -> None:
+    for script in PAGE.glob("*.js"):
+        text = script.read_text()
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", text)
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)

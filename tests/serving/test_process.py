@@ -1,0 +1,99 @@
+"""The command as a process, with a real client over a socket."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from .conftest import TEXTS
+
+
+@contextmanager
+def serving(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its URL, on a free port."""
+    command = [sys.executable, "-m", "colbert_diffusion", "serve", *map(str, arguments), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            if process.stderr is None:
+                raise RuntimeError
+            line = process.stderr.readline()
+            assert line.startswith("serving on http://127.0.0.1:"), line + process.stderr.read()
+            yield process, line.split()[-1]
+        finally:
+            process.kill()
+
+
+def test_every_accepted_request_is_answered_when_the_process_is_told_to_stop(served_path: Path) -> None:
+    with serving(served_path) as (process, url):
+        assert httpx.get(f"{url}/readyz").json()["status"] == "ready"
+        answers: list[httpx.Response] = []
+        body = {"queries": TEXTS[:64], "k": 200}
+        clients = [
+            threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/api/search", json=body, timeout=60)))
+            for _ in range(8)
+        ]
+        for client in clients:
+            client.start()
+        while "colbert_diffusion_pending 512.0" not in httpx.get(f"{url}/metrics").text:
+            assert len(answers) < 8, "answered before all were accepted"
+        process.send_signal(signal.SIGTERM)
+        for client in clients:
+            client.join()
+        assert [answer.status_code for answer in answers] == [200] * 8
+        assert all(len(answer.json()["results"]) == 64 for answer in answers)
+        assert process.wait(timeout=30) in (0, -signal.SIGTERM)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/healthz")
+
+
+@pytest.mark.parametrize("damage", ["missing", "incomplete", "truncated", "nonsense"])
+def test_an_index_that_cannot_be_served_is_one_line_and_exit_code_two(served_path: Path, tmp_path: Path, damage: str) -> None:
+    index = tmp_path / "i"
+    if damage != "missing":
+        shutil.copytree(served_path, index)
+    if damage == "incomplete":
+        (index / "metadata.json").unlink()
+    if damage == "truncated":
+        (index / "0.residuals.pt").write_bytes((index / "0.residuals.pt").read_bytes()[:-100])
+    if damage == "nonsense":
+        (index / "centroids.pt").write_bytes(bytes((index / "centroids.pt").stat().st_size))
+    command = [sys.executable, "-m", "colbert_diffusion", "serve", str(index), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_taken_port_and_an_empty_token_are_one_line_and_exit_code_two(served_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("\n")
+    command = [sys.executable, "-m", "colbert_diffusion", "serve", str(served_path)]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, message in (
+            (["--port", port], "in use"),
+            (["--token-file", str(tmp_path / "token")], "must hold one token"),
+        ):
+            done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120)
+            assert done.returncode == 2
+            assert message in done.stderr
+            assert done.stderr.count("\n") == 1
+
+
+def test_help_imports_no_web_framework() -> None:
+    check = (
+        "import sys\nsys.argv = ['colbert-diffusion', 'serve', '--help']\nfrom colbert_diffusion.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "import json\nprint(json.dumps(sorted({'fastapi', 'uvicorn', 'torch'} & set(sys.modules))))"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == []
