@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -113,8 +113,8 @@ def search(
         found = [(query, *searcher.search(query, k=k)) for query in asked.values()]
     for query, pids, ranks, scores in found:
         topk = [
-            {"rank": rank, "score": score, "pid": pid, "text": searcher.collection[pid]}
-            for pid, rank, score in zip(pids, ranks, scores, strict=True)
+            {"rank": rank, "score": score, "pid": pid, "id": identifier, "text": searcher.collection[pid]}
+            for pid, identifier, rank, score in zip(pids, searcher.ids(pids), ranks, scores, strict=True)
         ]
         if as_json:
             print(json.dumps({"query": query, "topk": topk}, ensure_ascii=False))
@@ -300,7 +300,7 @@ def _setting(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _read_skipping(texts: Path) -> list[str]:
+def _read_skipping(texts: Path) -> Sequence[str]:
     """The readable passages; the other lines go to a file, each behind its number and the reason."""
     from .collection import Skipped, read_collection
     from .files import written_aside
@@ -325,12 +325,12 @@ def _print_table(query: str, topk: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title=query, title_justify="left", title_style="bold", expand=True)
-    for name, justify in (("rank", "right"), ("score", "right"), ("pid", "right")):
+    for name, justify in (("rank", "right"), ("score", "right"), ("id", "right")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("text", ratio=1)
     for row in topk:
         text = row["text"] if len(row["text"]) <= 240 else row["text"][:239] + "…"
-        table.add_row(str(row["rank"]), f"{row['score']:.3f}", str(row["pid"]), text, style=None)
+        table.add_row(str(row["rank"]), f"{row['score']:.3f}", row["id"], text, style=None)
     Console().print(table)
 
 

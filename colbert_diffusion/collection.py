@@ -5,10 +5,14 @@ Every fault is one line with file and line number, raised before any work is don
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from .errors import UserError
+from .fingerprint import of_texts
+from .lines import PACKED, LineFile, unpacked
 
 COLLECTION_FILE = "collection.tsv"  # in an index: the copy of a collection that is no TSV of its own
 
@@ -29,23 +33,106 @@ class Entry(NamedTuple):
 Parse = Callable[[int, str], Entry]  # (line number from 1, line) -> entry; raises UserError with the reason alone
 
 
-def read_collection(path: str | Path, skipped: list[Skipped] | None = None) -> list[str]:
-    """Passages by pid (their position).
+class Passages(Sequence[str]):
+    """A collection on disk, by pid: each passage is read when it is asked for. A copy of it is itself, pickled it is a path.
+
+    Every line is checked when the file is opened for the first time; see `LineFile`.
+
+    Raises:
+        UserError: a malformed line, by file and number, or no passages.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._parse: Parse = _parse_tsv_passage if path.suffix == ".tsv" else _parse_json
+        self._lines = LineFile(path, _Check(path, self._parse))
+        if not len(self._lines):
+            raise UserError(f"{path} has no passages")
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._entry(index % len(self) if -len(self) <= index < len(self) else index).text
+
+    def _entry(self, pid: int) -> Entry:
+        return self._parse(pid + 1, self._lines[pid].decode("utf-8"))
+
+    def __iter__(self) -> Iterator[str]:
+        return (entry.text for entry in self._entries())
+
+    def keys(self) -> Iterator[str]:
+        """The ids in the file, in the pids' order."""
+        return (entry.key for entry in self._entries())
+
+    def _entries(self) -> Iterator[Entry]:
+        return (self._parse(number, line.decode("utf-8")) for number, line in enumerate(self._lines, 1))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Passages, (self.path,)
+
+    def __deepcopy__(self, memo: object) -> "Passages":
+        return self
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return of_texts(self)
+
+
+class Held(list[str]):
+    """Passages in memory. A copy of it is itself: ColBERT copies its config, the collection included."""
+
+    def __deepcopy__(self, memo: object) -> "Held":
+        return self
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return of_texts(self)
+
+
+def collection_fingerprint(texts: Sequence[str]) -> str:
+    """The hash of the texts in their order; a collection is hashed once."""
+    return texts.fingerprint if isinstance(texts, Passages | Held) else of_texts(texts)
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Says what is wrong with a line, with the file's name."""
+
+    path: Path
+    parse: Parse
+
+    def __call__(self, number: int, raw: bytes) -> None:
+        try:
+            self.parse(number, _decode(number, raw))
+        except UserError as error:
+            raise UserError(f"{self.path}, line {number}: {error}") from error
+
+
+def read_collection(path: str | Path, skipped: list[Skipped] | None = None) -> Sequence[str]:
+    """Passages by pid (their position), read from the file when they are asked for; .gz and .zst are unpacked beside it.
 
     A `.tsv` has `pid <tab> text [<tab> title]` with pids 0, 1, 2, ... and gives `title | text`, as ColBERT reads it
     (evaluation/loaders.py:161); a `.jsonl`, or a BEIR folder's `corpus.jsonl`, has objects with `text` (or
     `contents`) and perhaps `title`, and gives `title text`, as BEIR does.
 
     Args:
-        skipped: where given, bad lines are collected there instead of raised, and pids count the lines that are left.
+        skipped: where given, bad lines are collected there instead of raised, pids count the lines that are left, and
+            all passages are held in memory.
 
     Raises:
         UserError: unknown kind of file, a malformed line, or no passages.
     """
     path = _find(Path(path), "corpus.jsonl")
-    parse: Parse = _parse_json
-    if path.suffix == ".tsv":
-        parse = _parse_tsv_passage if skipped is None else _unseen(set())
+    if skipped is None:
+        return Passages(path)
+    parse: Parse = _unseen(set()) if path.suffix == ".tsv" else _parse_json
     texts = [entry.text for entry in _entries(path, parse, skipped)]
     if not texts:
         raise UserError(f"{path} has no passages")
@@ -82,13 +169,15 @@ def _by_id(path: Path, kind: str, plural: str) -> dict[str, str]:
 
 
 def _find(path: Path, in_folder: str) -> Path:
-    if path.is_dir() and (path / in_folder).is_file():
-        path = path / in_folder
+    """The file to read, unpacked."""
+    if path.is_dir():
+        path = next((file for end in ("", *PACKED) if (file := path / (in_folder + end)).is_file()), path)
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a .tsv, a .jsonl or a BEIR folder (with {in_folder})")
-    if path.suffix not in (".tsv", ".jsonl"):
-        raise UserError(f"{path}: unknown kind of file; give a .tsv, a .jsonl or a BEIR folder (with {in_folder})")
-    return path
+    inner = path.with_suffix("") if path.suffix in PACKED else path
+    if inner.suffix not in (".tsv", ".jsonl"):
+        raise UserError(f"{path}: unknown kind of file; give a .tsv or .jsonl (.gz, .zst), or a BEIR folder")
+    return unpacked(path)
 
 
 def _entries(path: Path, parse: Parse, skipped: list[Skipped] | None = None) -> Iterator[Entry]:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from . import fingerprint
+from .collection import collection_fingerprint
 from .config import COLBERT_FILE, VECTORS_FILE
 from .errors import UserError
 from .files import read_json, write_json, written_aside
@@ -67,7 +67,7 @@ def _describe(identity: CheckpointIdentity, texts: Sequence[str]) -> dict[str, A
         "checkpoint": str(identity.path),
         "checkpoint_fingerprint": identity.fingerprint,
         "dtype": identity.dtype,
-        "collection_fingerprint": fingerprint.of_texts(texts),
+        "collection_fingerprint": collection_fingerprint(texts),
         "passages": len(texts),
         "shard": SHARD,
         "dim": identity.config.dim,

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int)
     options = parser.parse_args()
 
-    texts = read_collection(options.collection)[: options.texts]
+    texts = list(read_collection(options.collection)[: options.texts])
     checkpoint = DiffusionCheckpoint(options.checkpoint, batch_tokens=options.batch_tokens)
     prompt = checkpoint.encoder.prompts["passage"]
     tokens = sum(len(prompt.row(ids).ids) for ids in checkpoint.encoder.backbone.tokenize(texts, prompt.room))

@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")  # tests kill processes: not in yours
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,15 @@ def tiny_checkpoint(tiny_config: DiffusionConfig, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     tiny_config.save(folder)
     return folder
+
+
+@pytest.fixture
+def index_root(tmp_path: Path) -> Iterator[str]:
+    """Indexes of this test are built and looked for in a folder of its own."""
+    from colbert.infra import Run, RunConfig
+
+    with Run().context(RunConfig(index_root=str(tmp_path / "indexes"))):
+        yield str(tmp_path / "indexes")
 
 
 @pytest.fixture

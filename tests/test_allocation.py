@@ -52,10 +52,7 @@ def test_passages_are_merged_and_queries_are_not(tiny_config: DiffusionConfig, t
         np.testing.assert_allclose(np.linalg.norm(v, axis=1), 1, atol=1e-5)
 
 
-def test_lists_of_varying_length_go_through_the_index(
-    tiny_config: DiffusionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_lists_of_varying_length_go_through_the_index(tiny_config: DiffusionConfig, tmp_path: Path, index_root: str) -> None:
     replace(tiny_config, merge_above=0.9).save(tmp_path / "checkpoint")
     texts = make_texts(120)
     indexer = Indexer(str(tmp_path / "checkpoint"))

@@ -33,7 +33,7 @@ def test_encode_index_and_search_end_to_end(collection: Path, tiny_checkpoint: P
     found = run("search", tmp_path / "i", "--queries", tmp_path / "q.tsv", "-k", 5, "--json")
     answers = [json.loads(line) for line in found.stdout.splitlines()]
     assert [answer["query"] for answer in answers] == [TEXTS[17], "cat"]
-    assert answers[0]["topk"][0].keys() == {"rank", "score", "pid", "text"}
+    assert answers[0]["topk"][0].keys() == {"rank", "score", "pid", "id", "text"}
     assert answers[0]["topk"][0]["text"] == TEXTS[answers[0]["topk"][0]["pid"]]
     table = run("search", tmp_path / "i", "cat")
     assert "score" in table.stdout

@@ -11,12 +11,12 @@ def test_tsv_reads_as_colbert_reads_it(tmp_path: Path) -> None:
 
     path = tmp_path / "c.tsv"
     path.write_text("0\tplain text\n1\tbody\ta title\n2\t\n3\ttrailing  \n4\tnaïve – 東京\u2028line\n", encoding="utf-8")
-    assert read_collection(path) == load_collection(str(path))
+    assert list(read_collection(path)) == load_collection(str(path))
 
 
 def test_jsonl_and_beir_folders_join_title_and_text(tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text('{"_id": "x", "title": "T", "text": "one"}\n{"id": 7, "contents": "two"}\n')
-    assert read_collection(tmp_path) == read_collection(tmp_path / "corpus.jsonl") == ["T one", "two"]
+    assert list(read_collection(tmp_path)) == list(read_collection(tmp_path / "corpus.jsonl")) == ["T one", "two"]
 
 
 def test_queries_keep_their_ids(tmp_path: Path) -> None:
@@ -75,4 +75,4 @@ def test_a_query_id_that_occurs_twice_is_refused(tmp_path: Path) -> None:
 def test_a_written_collection_is_read_back_line_for_line(tmp_path: Path) -> None:
     texts = ["plain", "", "tab\tand\nnewline\rreturn", "naïve – 東京\u2028separator\x0b"]
     write_tsv(tmp_path / "c.tsv", texts)
-    assert read_collection(tmp_path / "c.tsv") == [texts[0], "", "tab and newline return", texts[3]]
+    assert list(read_collection(tmp_path / "c.tsv")) == [texts[0], "", "tab and newline return", texts[3]]

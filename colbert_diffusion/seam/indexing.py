@@ -20,11 +20,12 @@ from colbert.infra.run import Run
 from .. import fingerprint
 from ..backbones.sources import locate
 from ..checkpoint import check_dim, default_checkpoint
-from ..collection import COLLECTION_FILE, read_collection, write_tsv
+from ..collection import COLLECTION_FILE, Held, Passages, collection_fingerprint, read_collection, write_tsv
 from ..config import COLBERT_FILE, RELEASED, VECTORS, layout_of
 from ..errors import MissingPackageError, UserError
 from ..files import read_json, write_json, written_aside
 from ..identity import CheckpointIdentity, identify
+from ..ids import IDS_FILE, write_ids
 from ..manifest import read_manifest, write_manifest
 from ..progress import note
 from ..vectors import VectorFiles, claim, is_claimed_by
@@ -77,7 +78,8 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         stopped; each text is encoded once.
 
         Args:
-            collection: a `.tsv` (as ColBERT), `.jsonl` or BEIR folder, or a list of passages.
+            collection: a `.tsv` (as ColBERT), `.jsonl`, either as .gz or .zst, a BEIR folder, or a list of passages.
+                Files are read passage by passage; the ids of a `.jsonl` are stored with the index.
             overwrite: False: refuse to replace an index; "reuse": keep one that is there; "resume": keep it if it
                 is the same build; True or "force_silent_overwrite": replace it, without ColBERT's 20-second pause.
             metadata: one JSON object per passage, stored with the index for `Searcher.search(..., where=)`.
@@ -113,7 +115,7 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         places.claim(build, discard=overwrite in (True, "force_silent_overwrite"))
         pids = _prepare_vectors(places, source, texts)
         places.index.mkdir(exist_ok=True)
-        stored = _store(collection, texts, places.index)
+        stored = _store(texts, places.index)
         self._run(places.index, pids, stored)
         self._write_settings(places, pids, stored)
         if lines is not None:
@@ -136,7 +138,7 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         return {
             "checkpoint": source.fingerprint,
             "dtype": source.dtype,
-            "collection": fingerprint.of_texts(texts),
+            "collection": collection_fingerprint(texts),
             "passages": len(texts),
             "dim": self.config.dim,
             "nbits": self.config.nbits,
@@ -203,7 +205,9 @@ def _prepare_vectors(places: Places, source: VectorFiles | CheckpointIdentity, t
 
 
 def _read(collection: str | Path | Sequence[str]) -> Sequence[str]:
-    texts = read_collection(collection) if isinstance(collection, str | Path) else list(collection)
+    if isinstance(collection, str | Path):
+        return read_collection(collection)
+    texts = Held(collection)
     if not texts:
         raise UserError("the collection is empty; an index needs passages")
     for pid, text in enumerate(texts):
@@ -230,10 +234,12 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
         aside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def _store(collection: str | Path | Sequence[str], texts: Sequence[str], folder: Path) -> Path:
-    """A TSV that ColBERT's Searcher reads: the user's own, or a copy stored with the index."""
-    if isinstance(collection, str | Path) and str(collection).endswith(".tsv"):
-        return Path(collection).absolute()
+def _store(texts: Sequence[str], folder: Path) -> Path:
+    """A TSV that ColBERT's Searcher reads: the user's own, or a copy stored with the index. Its ids, where it has any."""
+    if isinstance(texts, Passages) and texts.path.suffix == ".tsv":
+        return texts.path.absolute()
+    if isinstance(texts, Passages):
+        write_ids(folder / IDS_FILE, texts)
     write_tsv(folder / COLLECTION_FILE, texts)
     return folder / COLLECTION_FILE
 
@@ -287,7 +293,7 @@ def check_faiss() -> None:
 
 
 def _check_same_collection(files: VectorFiles, texts: Sequence[str]) -> None:
-    if len(files) != len(texts) or fingerprint.of_texts(texts) != files.collection_fingerprint:
+    if len(files) != len(texts) or collection_fingerprint(texts) != files.collection_fingerprint:
         raise UserError(
             f"{files.folder} holds the vectors of another collection ({len(files)} passages, this one has {len(texts)}); "
             "index the collection they were encoded from"

@@ -66,36 +66,32 @@ def _collect(processes: list[Any], results: Any) -> list[Any]:
     """Every rank's value, in rank order; raises as soon as a rank fails or dies."""
     values: dict[int, Any] = {}
     while len(values) < len(processes):
+        dead = any(process.exitcode is not None and rank not in values for rank, process in enumerate(processes))
         try:
             rank, value = results.get(timeout=POLL_SECONDS)
         except queue.Empty:
-            for rank, process in enumerate(processes):
-                if rank not in values and process.exitcode is not None:
-                    _raise_dead(rank, process.exitcode, results)
+            if dead:  # and what it had to say came before its death
+                _raise_cause(processes, None)
             continue
         if isinstance(value, Failure):
-            for other, process in enumerate(processes):
-                process.join(timeout=POLL_SECONDS)
-                if process.exitcode is not None and process.exitcode < 0:  # the cause; the failure is its echo
-                    _raise_killed(other, process.exitcode)
-            value.raise_here()
+            _raise_cause(processes, value)
         values[rank] = value
     return [values[rank] for rank in range(len(processes))]
 
 
-def _raise_dead(rank: int, code: int, results: Any) -> NoReturn:
-    try:  # its last word may have come with its death
-        _, value = results.get(timeout=POLL_SECONDS)
-        if isinstance(value, Failure):
-            value.raise_here()
-    except queue.Empty:
-        pass
-    _raise_killed(rank, code)
-
-
-def _raise_killed(rank: int, code: int) -> NoReturn:
-    cause = f"was killed by signal {-code} (9 is often the system, out of memory)" if code < 0 else f"ended with code {code}"
-    raise RuntimeError(f"rank {rank} {cause}; what it had finished is kept: run the same command again")
+def _raise_cause(processes: list[Any], failure: Failure | None) -> NoReturn:
+    """A killed rank is the cause, what the others then fail of its echo."""
+    for process in processes:
+        process.join(timeout=POLL_SECONDS)
+    codes = {rank: process.exitcode for rank, process in enumerate(processes) if process.exitcode}
+    killed = {rank: -code for rank, code in codes.items() if code < 0}
+    again = "what it had finished is kept: run the same command again"
+    for rank, number in killed.items():
+        raise RuntimeError(f"rank {rank} was killed by signal {number} (9 is often the system, out of memory); {again}")
+    if failure is not None:
+        failure.raise_here()
+    rank, code = next(iter(codes.items()), (0, 0))
+    raise RuntimeError(f"rank {rank} ended with code {code}; {again}")
 
 
 def _run_rank(callee: Any, port: str, results: Any, config: Any, *args: Any) -> None:

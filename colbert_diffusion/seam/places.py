@@ -22,7 +22,7 @@ SWAPPING = "swapping"  # its field that says a complete index is taking its plac
 # What ColBERT and we write into an index; anything else in a replaced index is somebody's own and carried over.
 OWN_FILE = re.compile(
     r"(\d+\.(codes|residuals)\.pt|doclens\.\d+\.json|(\d+\.)?metadata\.json|plan\.json|centroids\.pt|buckets\.pt"
-    r"|avg_residual\.pt|ivf(\.pid)?\.pt|sample\.\d+\.pt|collection\.tsv|passages\.jsonl|index\.json|deleted\.json)"
+    r"|avg_residual\.pt|ivf(\.pid)?\.pt|sample\.\d+\.pt|collection\.tsv|passages\.jsonl|index\.json|deleted\.json|ids\.txt)"
 )
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from colbert.infra.run import Run
 from torch import Tensor
 
 from ..backbones.sources import locate
-from ..collection import COLLECTION_FILE, read_collection
+from ..collection import COLLECTION_FILE, Held, read_collection
 from ..config import CHECKPOINT, RELEASED, layout_of
 from ..errors import UserError
 from ..files import read_json
 from ..identity import identify
+from ..ids import Ids
 from ..manifest import check_sizes, read_manifest
 from .binding import install
 from .extensions import find_ninja
@@ -148,6 +149,26 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
             allowed = filter_fn(torch.tensor(allowed, dtype=torch.int32)).tolist()
         return allowed
 
+    def ids(self, pids: Iterable[int]) -> list[str]:
+        """The external ids of pids: those of the collection's file, else the pids themselves.
+
+        Raises:
+            UserError: a pid that the index does not have.
+        """
+        pids = list(pids)
+        passages = len(self.ranker.doclens)
+        if bad := [p for p in pids if not 0 <= p < passages]:
+            raise UserError(f"{len(bad)} pids are not in the index (first: {bad[0]}), it has pids 0..{passages - 1}")
+        return self._ids.of(pids)
+
+    def pids(self, ids: Iterable[str | int]) -> list[int]:
+        """The pids of external ids, for the `pids` filter of a search. Raises UserError for an unknown id."""
+        return self._ids.pids(ids)
+
+    @cached_property
+    def _ids(self) -> Ids:
+        return Ids(Path(self.index), len(self.ranker.doclens))
+
     @cached_property
     def _metadata(self) -> list[dict[str, Any]]:
         """One object per pid, as `Indexer.index(metadata=)` stored them."""
@@ -215,9 +236,16 @@ def open_collection(collection: Any, folder: Path) -> Any:
     """What ColBERT takes for a collection; a path that is gone falls back to the copy stored with the index."""
     if isinstance(collection, list) and str(collection[0]).startswith("list with "):  # core_config.py: export
         raise UserError(f"{folder} keeps no copy of the list it was built from; pass collection= the same passages")
+    if isinstance(collection, list):
+        return Collection(data=Held(collection))
     if not isinstance(collection, str | Path):
         return collection
     path = Path(collection)
     if not path.exists() and (folder / COLLECTION_FILE).is_file():
         path = folder / COLLECTION_FILE
-    return str(path) if path.suffix == ".tsv" and path.exists() else Collection(path=str(path), data=read_collection(path))
+    try:
+        return Collection(path=str(path), data=read_collection(path))
+    except UserError:
+        if path.suffix == ".tsv" and path.exists():
+            return str(path)  # a stock index of a TSV that only ColBERT's own, laxer reader takes
+        raise

@@ -21,6 +21,7 @@ from ..collection import COLLECTION_FILE, read_collection, write_tsv
 from ..errors import UserError
 from ..files import read_json, write_json, written_aside
 from ..identity import identify
+from ..ids import IDS_FILE, Ids
 from ..manifest import MANIFEST_FILE, check_sizes, read_manifest, write_manifest
 from ..vectors import encode_to, is_claimed_by
 from .binding import install
@@ -34,7 +35,8 @@ from .worker import refuse_unsafe_loading
 KMEANS_STEPS = 4  # ColBERT's default (infra/config/settings.py:168)
 PLANNED = ("config", "num_chunks", "num_partitions")
 CHUNK = 25_000  # passages; ColBERT's (data/collection.py:78)
-REWRITTEN = {"metadata.json", "plan.json", "ivf.pt", "ivf.pid.pt", COLLECTION_FILE, METADATA_FILE, REMOVED_FILE, MANIFEST_FILE}
+REWRITTEN = {"metadata.json", "plan.json", "ivf.pt", "ivf.pid.pt", MANIFEST_FILE}
+REWRITTEN |= {COLLECTION_FILE, METADATA_FILE, IDS_FILE, REMOVED_FILE}
 
 
 class IndexUpdater:
@@ -73,16 +75,23 @@ class IndexUpdater:
         self._checkpoint: str | None = None
         self._added: list[str] = []
         self._added_metadata: list[str] = []
+        self._added_ids: list[str] = []
         self._removed: set[int] = set()
 
-    def add(self, passages: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+    def add(
+        self,
+        passages: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> list[int]:
         """Note passages for `persist_to_disk` and return their pids, which follow the last one.
 
         Args:
             metadata: one JSON object per passage, for an index that stores them; without it they have {}.
+            ids: one external id per passage, for an index that has them; without it the pids are their ids.
 
         Raises:
-            UserError: a passage is not a string, or the checkpoint is gone or not the index's.
+            UserError: a passage is not a string, the checkpoint is gone or not the index's, or an id is taken.
         """
         if isinstance(passages, str):
             raise UserError(f'add takes a list of passages, not one string; pass ["{passages[:20]}..."]')
@@ -95,9 +104,25 @@ class IndexUpdater:
         if passages and self._checkpoint is None:
             self._checkpoint = checkpoint_of(self._places.target, self._config, self._given)
         first = self._passages + len(self._added)
+        self._added_ids += self._new_ids([str(first + i) for i in range(len(passages))] if ids is None else ids, len(passages))
         self._added += passages
         self._added_metadata += lines
         return list(range(first, first + len(passages)))
+
+    def _new_ids(self, ids: Sequence[str], passages: int) -> list[str]:
+        """Checked against the index's; none where it has none of its own."""
+        path = self._places.target / IDS_FILE
+        if not path.is_file():
+            first = self._passages + len(self._added)
+            if list(ids) != [str(first + i) for i in range(passages)]:
+                raise UserError(f"{path.parent} has no ids but its pids: leave ids out")
+            return []
+        if len(ids) != passages or len({*ids, *self._added_ids}) < passages + len(self._added_ids):
+            raise UserError(f"{len(set(ids))} different new ids for {passages} passages; give a new one for each")
+        known = Ids(path.parent, self._passages)
+        if taken := [identifier for identifier in ids if known.has(identifier)]:
+            raise UserError(f"{len(taken)} ids are in the index already (first: {taken[0]!r:.60}); give new ones")
+        return list(ids)
 
     def remove(self, pids: Iterable[int]) -> None:
         """Note passages to remove in `persist_to_disk`: no search returns them, their text becomes empty.
@@ -131,7 +156,7 @@ class IndexUpdater:
             return str(places.target)
         update = {
             "of": self._base,
-            "added": fingerprint.of_texts([*self._added, *self._added_metadata]),
+            "added": fingerprint.of_texts([*self._added, *self._added_metadata, *self._added_ids]),
             "removed": fingerprint.of_texts([str(pid) for pid in sorted(self._removed)]),
         }
         index_config(places.target)  # finishes a swap that was interrupted
@@ -166,6 +191,8 @@ class IndexUpdater:
         if (old / METADATA_FILE).is_file():
             lines = (old / METADATA_FILE).read_text(encoding="utf-8").splitlines() + self._added_metadata
             write_lines(new / METADATA_FILE, ["{}" if pid in self._removed else line for pid, line in enumerate(lines)])
+        if (old / IDS_FILE).is_file():
+            write_lines(new / IDS_FILE, (old / IDS_FILE).read_text(encoding="utf-8").split("\n")[:-1] + self._added_ids)
         if gone:
             write_json(new / REMOVED_FILE, {"pids": gone})
         for path in old.iterdir():
@@ -193,7 +220,7 @@ class IndexUpdater:
 
     def _stored_texts(self) -> list[str]:
         collection = open_collection(self._config["collection"], self._places.target)
-        texts = read_collection(collection) if isinstance(collection, str) else list(collection)
+        texts = list(read_collection(collection) if isinstance(collection, str) else collection)
         if len(texts) != self._passages:
             raise UserError(f"{self._config['collection']} has {len(texts)} passages, the index {self._passages}; restore it")
         return texts

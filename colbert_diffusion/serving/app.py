@@ -2,7 +2,6 @@
 
 import hmac
 import json
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,8 +43,6 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         503: "Too much is waiting; try again.",
     }.items()
 }
-
-_log = logging.getLogger(__name__)
 
 
 class JSON(JSONResponse):
@@ -283,6 +280,5 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return _problem(error.status_code, str(error.detail), error.headers)
 
 
-async def _failed(_: Request, error: Exception) -> Response:
-    _log.error("unexpected %s", type(error).__name__, exc_info=error)
+async def _failed(_: Request, error: Exception) -> Response:  # uvicorn logs the traceback
     return _problem(500, "unexpected error; the server's log has it")

@@ -88,10 +88,12 @@ class Service:
         self._generation = 0
         self._reloading = asyncio.Lock()
         self._cache = LRU(cache)
-        # ColBERT's scorers hold the interpreter's lock: threads inside one search help, more searches at once hardly.
-        cores = len(os.sched_getaffinity(0))
-        self._encoding = ThreadPoolExecutor(1, "encode", _use_threads, (cores,))
-        self._searching = ThreadPoolExecutor(2, "search", _use_threads, (max(1, cores // 2),))
+        # Half the cores encode while the others search: on two busy cores, 8 callers, 72 to 80 queries/s against 45 to 76
+        # with all of them for encoding. ColBERT's scorers hold the interpreter's lock, so that two searches at once
+        # overlap a little, more would not, and threads inside one search do.
+        half = max(1, len(os.sched_getaffinity(0)) // 2)
+        self._encoding = ThreadPoolExecutor(1, "encode", _use_threads, (half,))
+        self._searching = ThreadPoolExecutor(2, "search", _use_threads, (half,))
         self._served: dict[str, _Served] = {}
         for path in paths:
             if (name := path.absolute().name) in self._served:

@@ -33,26 +33,41 @@ def serving(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def test_every_accepted_request_is_answered_when_the_process_is_told_to_stop(served_path: Path) -> None:
+    callers, queries = 8, TEXTS[:64]
     with serving(served_path) as (process, url):
-        assert httpx.get(f"{url}/readyz").json()["status"] == "ready"
         answers: list[httpx.Response] = []
-        body = {"queries": TEXTS[:64], "k": 200}
-        clients = [
-            threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/api/search", json=body, timeout=60)))
-            for _ in range(8)
-        ]
-        for client in clients:
-            client.start()
-        while "colbert_diffusion_pending 512.0" not in httpx.get(f"{url}/metrics").text:
-            assert len(answers) < 8, "answered before all were accepted"
-        process.send_signal(signal.SIGTERM)
-        for client in clients:
-            client.join()
-        assert [answer.status_code for answer in answers] == [200] * 8
-        assert all(len(answer.json()["results"]) == 64 for answer in answers)
+        together = threading.Barrier(callers + 1)
+
+        def ask() -> None:
+            with httpx.Client(timeout=60) as client:
+                client.get(f"{url}/readyz").raise_for_status()
+                together.wait()
+                answers.append(client.post(f"{url}/api/search", json={"queries": queries, "k": 200}))
+
+        threads = [threading.Thread(target=ask) for _ in range(callers)]
+        for thread in threads:
+            thread.start()
+        with httpx.Client() as client:
+            together.wait()
+            accepted = pending = 0.0
+            while accepted < callers:
+                numbers = client.get(f"{url}/metrics").text
+                pending = _number(numbers, "colbert_diffusion_pending") / len(queries)
+                accepted = pending + _number(numbers, 'requests_total{method="POST",route="/api/search",status="200"}')
+            assert pending, "all were answered before the process was told to stop"
+            process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        assert [answer.status_code for answer in answers] == [200] * callers
+        assert all(len(answer.json()["results"]) == len(queries) for answer in answers)
         assert process.wait(timeout=30) in (0, -signal.SIGTERM)
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/healthz")
+
+
+def _number(metrics: str, name: str) -> float:
+    found = [line for line in metrics.splitlines() if name in line and not line.startswith("#")]
+    return float(found[0].split()[-1]) if found else 0.0
 
 
 @pytest.mark.parametrize("damage", ["missing", "incomplete", "truncated", "nonsense"])

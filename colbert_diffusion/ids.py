@@ -1,0 +1,111 @@
+"""External ids of an index's passages: one line each, in the pids' order. An index without them goes by pids."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from .collection import Passages
+from .errors import UserError
+from .files import written_aside
+from .lines import LineFile
+
+IDS_FILE = "ids.txt"
+
+
+class Ids:
+    """The ids stored with an index, or the pids themselves as strings.
+
+    Args:
+        folder: the index.
+        passages: how many it has.
+    """
+
+    def __init__(self, folder: Path, passages: int) -> None:
+        path = folder / IDS_FILE
+        self._passages = passages
+        self._lines = LineFile(path) if path.is_file() else None
+        if self._lines is not None and len(self._lines) != passages:
+            raise UserError(f"{path} has {len(self._lines)} ids for {passages} passages; rebuild the index")
+
+    def of(self, pids: Iterable[int]) -> list[str]:
+        """The ids of pids, in their order."""
+        if self._lines is None:
+            return [str(pid) for pid in pids]
+        return [self._lines[pid].decode("utf-8") for pid in pids]
+
+    def pids(self, ids: Iterable[str | int]) -> list[int]:
+        """The pids of ids, in their order.
+
+        Raises:
+            UserError: an id that the index does not have.
+        """
+        wanted = [str(identifier) for identifier in ids]
+        unknown = [identifier for identifier in wanted if self._pid(identifier) is None]
+        if unknown:
+            raise UserError(f"{len(unknown)} ids are not in the index (first: {unknown[0]!r:.60})")
+        return [pid for identifier in wanted if (pid := self._pid(identifier)) is not None]
+
+    def has(self, identifier: str) -> bool:
+        return self._pid(identifier) is not None
+
+    def _pid(self, identifier: str) -> int | None:
+        if self._lines is None:
+            known = identifier.isdecimal() and str(int(identifier)) == identifier and int(identifier) < self._passages
+            return int(identifier) if known else None
+        hashes, order = self._by_hash
+        digest = _hash(identifier)
+        for place in range(int(np.searchsorted(hashes, digest)), len(hashes)):
+            if hashes[place] != digest:
+                return None
+            pid = int(order[place])
+            if self._lines[pid].decode("utf-8") == identifier:
+                return pid
+        return None
+
+    @cached_property
+    def _by_hash(self) -> tuple[Sequence[np.uint64], Sequence[np.int64]]:
+        """The ids' hashes, ascending, and whose they are: 16 bytes a passage, made when ids are first looked up."""
+        lines = self._lines or ()
+        hashes = np.fromiter((_hash(line.decode("utf-8")) for line in lines), dtype=np.uint64, count=len(lines))
+        order = np.argsort(hashes, kind="stable")
+        return hashes[order], order  # type: ignore[return-value]
+
+
+def write_ids(path: Path, passages: Passages) -> None:
+    """Write a collection's ids, unless they are the pids.
+
+    Raises:
+        UserError: an id that occurs twice, or has a line break.
+    """
+    hashes = np.empty(len(passages), dtype=np.uint64)
+    are_pids = True
+    with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+        for pid, identifier in enumerate(passages.keys()):
+            if "\n" in identifier or "\r" in identifier:
+                raise UserError(f"{passages.path}, line {pid + 1}: the id {identifier!r:.60} has a line break; remove it")
+            are_pids = are_pids and identifier == str(pid)
+            hashes[pid] = _hash(identifier)
+            file.write(identifier + "\n")
+    if len(np.unique(hashes)) < len(hashes):
+        path.unlink()
+        _name_repeated(passages)
+    if are_pids:
+        path.unlink()
+
+
+def _name_repeated(passages: Passages) -> None:
+    seen: dict[str, int] = {}
+    for number, identifier in enumerate(passages.keys(), 1):
+        if identifier in seen:
+            first = seen[identifier]
+            raise UserError(
+                f"{passages.path}, line {number}: the id {identifier!r:.60} is also on line {first}; make the ids unique"
+            )
+        seen[identifier] = number
+
+
+def _hash(identifier: str) -> int:
+    return int.from_bytes(blake2b(identifier.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
