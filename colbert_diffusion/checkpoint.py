@@ -182,7 +182,8 @@ class VectorCheckpoint:
         self.query_tokenizer = SimpleNamespace(query_maxlen=None)
 
     @cached_property
-    def _model(self) -> DiffusionCheckpoint:
+    def model(self) -> DiffusionCheckpoint:
+        """What made the vectors; loaded when it is first needed."""
         return DiffusionCheckpoint(self.files.checkpoint, verbose=self.verbose)
 
     def cuda(self) -> "VectorCheckpoint":
@@ -201,7 +202,7 @@ class VectorCheckpoint:
         return flatten(list(self.files.read(docs)), self.files.dim, device)
 
     def queryFromText(self, queries: Sequence[str], **options: Any) -> Tensor:  # noqa: N802
-        return self._model.queryFromText(queries, **options)
+        return self.model.queryFromText(queries, **options)
 
 
 def open_checkpoint(path: str, colbert_config: Any = None, verbose: int = 3) -> DiffusionCheckpoint | VectorCheckpoint:

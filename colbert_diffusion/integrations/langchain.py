@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr
 
 
 class ColBERTDiffusionRetriever(BaseRetriever):
-    """The k best passages as Documents, best first; their metadata holds pid, score and rank.
+    """The k best passages as Documents, best first; their metadata holds pid, id, score and rank.
 
     Raises:
         UserError: there is no complete index, or k is below 1.
@@ -38,6 +38,6 @@ class ColBERTDiffusionRetriever(BaseRetriever):
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         pids, ranks, scores = self._searcher.search(query, k=self.k)
         return [
-            Document(page_content=self._searcher.collection[pid], metadata={"pid": pid, "score": score, "rank": rank})
-            for pid, rank, score in zip(pids, ranks, scores, strict=True)
+            Document(page_content=self._searcher.collection[pid], metadata={"pid": pid, "id": own, "score": score, "rank": rank})
+            for pid, own, rank, score in zip(pids, self._searcher.ids(pids), ranks, scores, strict=True)
         ]

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import colbert
@@ -31,6 +32,7 @@ from .worker import refuse_unsafe_loading
 REMOVED_FILE = "deleted.json"  # {"pids": [...]}: they keep their place in the index's files, so that ids are stable
 METADATA_FILE = "passages.jsonl"  # one JSON object per pid
 Where = Callable[[Mapping[str, Any]], bool]
+Observe = Callable[[str, float], None]  # (stage, seconds)
 Ranking = tuple[list[int], list[int], list[float]]  # pids, ranks from 1, scores, best first
 
 
@@ -148,6 +150,22 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         if filter_fn is not None and allowed:
             allowed = filter_fn(torch.tensor(allowed, dtype=torch.int32)).tolist()
         return allowed
+
+    def observe(self, observe: Observe) -> None:
+        """Be told how long each of ColBERT's two steps takes (index_storage.py): "candidates", which passages to look
+        at, and "score"."""
+
+        def timed(stage: str, step: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*arguments: Any) -> Any:
+                started = perf_counter()
+                result = step(*arguments)
+                observe(stage, perf_counter() - started)
+                return result
+
+            return run
+
+        self.ranker.retrieve = timed("candidates", self.ranker.retrieve)
+        self.ranker.score_pids = timed("score", self.ranker.score_pids)
 
     def ids(self, pids: Iterable[int]) -> list[str]:
         """The external ids of pids: those of the collection's file, else the pids themselves.

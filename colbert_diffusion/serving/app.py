@@ -130,7 +130,8 @@ def _api(service: Service, allow_reload: bool) -> APIRouter:
     async def search_many(asked: schemas.SearchRequest) -> Response:
         """The k best passages for a query, or for each of several."""
         queries = [asked.query] if asked.queries is None else asked.queries
-        found, timing = await answers([query for query in queries if query is not None], asked.k, asked.pids, asked.index)
+        pids = asked.pids if asked.ids is None else service.pids(asked.ids, asked.index)
+        found, timing = await answers([query for query in queries if query is not None], asked.k, pids, asked.index)
         return JSON(found[0] if asked.queries is None else {"results": found}, headers=timing)
 
     @api.post("/encode", response_model=schemas.Encoded)
@@ -198,7 +199,7 @@ def _operations(service: Service, metrics: Metrics, guard: Sequence[Any]) -> API
 def _answer(query: str, hits: Sequence[tuple[Hit, str]]) -> dict[str, Any]:
     probs = probabilities([hit.score for hit, _ in hits])
     topk = [
-        {"text": text, "long_text": text, "pid": hit.pid, "rank": rank, "score": hit.score, "prob": prob}
+        {"text": text, "long_text": text, "pid": hit.pid, "id": hit.id, "rank": rank, "score": hit.score, "prob": prob}
         for rank, ((hit, text), prob) in enumerate(zip(hits, probs, strict=True), 1)
     ]
     return {"query": query, "topk": topk}

@@ -1,6 +1,6 @@
 """One opened index: encoding, searching, passages, and why a passage was found. Blocking; knows neither names nor loops."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -12,11 +12,9 @@ from torch import Tensor
 from ..checkpoint import DiffusionCheckpoint, VectorCheckpoint
 from ..config import Side
 from ..errors import UserError
-from ..seam.searching import Searcher, removed_pids
+from ..seam.searching import Observe, Searcher, removed_pids
 
 WORDS = 8  # predicted words shown per position
-
-Observe = Callable[[str, float], None]  # (stage, seconds)
 
 
 class UnknownError(UserError):
@@ -25,6 +23,7 @@ class UnknownError(UserError):
 
 class Hit(NamedTuple):
     pid: int
+    id: str
     score: float
 
 
@@ -65,7 +64,7 @@ class OpenedIndex:
         self._observe = observe
         self.passages = len(self._searcher.collection)
         self._searcher.search("ready", k=1)  # the first search is slow, and shows what cannot be searched
-        _time_stages(self._searcher.ranker, observe)
+        self._searcher.observe(observe)
 
     def encode(self, queries: Sequence[str]) -> list[Tensor]:
         """Queries -> float32 (k_query, dim) each."""
@@ -81,7 +80,14 @@ class OpenedIndex:
             UserError: a pid that the index does not have.
         """
         found, _, scores = self._searcher.dense_search(vectors[None], k, pids=pids)
-        return [Hit(pid, score) for pid, score in zip(found, scores, strict=True)]
+        return [Hit(*hit) for hit in zip(found, self._searcher.ids(found), scores, strict=True)]
+
+    def pids(self, ids: Sequence[str]) -> list[int]:
+        """Raises UnknownError for an id that the index does not have."""
+        try:
+            return self._searcher.pids(ids)
+        except UserError as error:
+            raise UnknownError(str(error)) from error
 
     def passage(self, pid: int) -> str:
         """Raises UnknownError when there is no such passage."""
@@ -96,7 +102,7 @@ class OpenedIndex:
         """What encoded the index. Raises UserError when that was one of ColBERT's own checkpoints."""
         checkpoint = self._searcher.checkpoint
         if isinstance(checkpoint, VectorCheckpoint):
-            checkpoint = checkpoint._model
+            checkpoint = checkpoint.model
         if not isinstance(checkpoint, DiffusionCheckpoint):
             raise UserError("this index was made with a ColBERT checkpoint; only diffusion checkpoints do this")
         return checkpoint
@@ -148,19 +154,3 @@ class OpenedIndex:
             "dim": int(config.dim),
             "nbits": int(config.nbits),
         }
-
-
-def _time_stages(ranker: Any, observe: Observe) -> None:
-    """Time the two steps of ColBERT's `rank` (index_storage.py): which passages to look at, and scoring them."""
-
-    def timed(stage: str, step: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
-            started = perf_counter()
-            result = step(*arguments)
-            observe(stage, perf_counter() - started)
-            return result
-
-        return run
-
-    ranker.retrieve = timed("candidates", ranker.retrieve)
-    ranker.score_pids = timed("score", ranker.score_pids)

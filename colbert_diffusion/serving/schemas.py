@@ -28,12 +28,15 @@ class SearchRequest(_Request):
     queries: list[Text] | None = None
     k: K = 10
     pids: Pids = None
+    ids: Annotated[list[Text] | None, Field(description="As pids, by the collection's own ids.")] = None
     index: IndexName = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "SearchRequest":
         if (self.query is None) == (self.queries is None):
             raise ValueError('give "query" or "queries", not both')
+        if self.pids is not None and self.ids is not None:
+            raise ValueError('give "pids" or "ids", not both')
         return self
 
 
@@ -59,6 +62,7 @@ class Passage(BaseModel):
 
 
 class Result(Passage):
+    id: str
     long_text: str
     rank: int
     score: float

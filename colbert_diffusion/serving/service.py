@@ -141,6 +141,10 @@ class Service:
             found = await _together([self._search(served, query, k, wanted, digest) for query in queries])
         return [[(hit, served.index.passage(hit.pid)) for hit in hits] for hits in found]
 
+    def pids(self, ids: Sequence[str], index: str | None = None) -> list[int]:
+        """The pids of a collection's own ids. Raises UnknownError for an index or an id that is not there."""
+        return self._find(index).index.pids(ids)
+
     async def _search(self, served: _Served, query: str, k: int, pids: list[int] | None, digest: bytes | None) -> list[Hit]:
         key = (served.generation, query, k, digest)
         if self._cache.size:

@@ -59,6 +59,11 @@ def test_only_passages_of_the_filter_come_back(client: TestClient) -> None:
     got = client.get("/api/search", params={"query": "cat", "pids": [3, 8, 150], "k": 2}).json()["topk"]
     assert got[0]["pid"] == posted[0]["pid"]
     assert len(got) == 2
+    by_id = client.post("/api/search", json={"query": "cat", "ids": ["3", "8", "150"]}).json()["topk"]
+    assert by_id == posted
+    assert all(row["id"] == str(row["pid"]) for row in posted)  # this collection has no ids of its own
+    assert client.post("/api/search", json={"query": "cat", "ids": ["no"]}).status_code == 404
+    assert client.post("/api/search", json={"query": "cat", "ids": ["3"], "pids": [3]}).status_code == 422
     assert client.post("/api/search", json={"query": "cat", "pids": []}).json()["topk"] == []
 
 
