@@ -38,6 +38,8 @@ class ColBERTDiffusionRetriever(BaseRetriever):
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         pids, ranks, scores = self._searcher.search(query, k=self.k)
         return [
-            Document(page_content=self._searcher.collection[pid], metadata={"pid": pid, "id": own, "score": score, "rank": rank})
+            Document(
+                page_content=self._searcher.collection[pid], metadata={"pid": pid, "id": own, "score": score, "rank": rank}
+            )
             for pid, own, rank, score in zip(pids, self._searcher.ids(pids), ranks, scores, strict=True)
         ]

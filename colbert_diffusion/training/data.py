@@ -12,18 +12,14 @@ import math
 import os
 import random
 import re
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
+from ..collection import read_collection
 from ..errors import UserError
-
-BLOCK = 1 << 24  # bytes searched for line ends at once
 
 
 @dataclass(frozen=True)
@@ -74,8 +70,7 @@ def read_source(
 
     Args:
         queries: for triples of ids, a TSV `qid <tab> query`.
-        collection: for triples of ids, a TSV `pid <tab> text [<tab> title]` with pids 0, 1, 2, ...; passages are read
-            from it when they are needed (a gzipped one is unpacked into a temporary file first).
+        collection: for triples of ids, as `collection.read_collection`; passages are read when they are needed.
         negatives: keep at most this many per example, the first ones; None keeps all.
 
     Raises:
@@ -92,7 +87,7 @@ def read_source(
         return _File(path, _parse_object if first.raw.lstrip().startswith(b"{") else _parse_columns, negatives)
     if queries is None or collection is None:
         raise UserError(f"{path} holds ids: give the queries (qid <tab> query) and the collection (pid <tab> text)")
-    return _File(path, _Triples(_read_queries(Path(queries)), Passages(Path(collection))), negatives)
+    return _File(path, _Triples(_read_queries(Path(queries)), read_collection(collection)), negatives)
 
 
 @dataclass(frozen=True)
@@ -188,7 +183,7 @@ class _Triples:
     """What a line of ids means."""
 
     queries: Mapping[str, str]
-    passages: "Passages"
+    passages: Sequence[str]
 
     def __call__(self, line: str) -> Example:
         record = _json(line)
@@ -198,72 +193,17 @@ class _Triples:
         if str(qid) not in self.queries:
             raise UserError(f"qid {qid!s:.40} is not among the {len(self.queries):,} queries")
         if not isinstance(entries[0], list):
-            return Example(self.queries[str(qid)], tuple(self.passages[pid] for pid in entries))
+            return Example(self.queries[str(qid)], tuple(map(self._passage, entries)))
         if not all(isinstance(entry, list) and len(entry) == 2 for entry in entries):
             scored = sum(isinstance(entry, list) and len(entry) == 2 for entry in entries)
             raise UserError(f"{scored} scores for {len(entries)} passages; give [pid, score] for each")
         pids, scores = zip(*entries, strict=True)
-        return Example(self.queries[str(qid)], tuple(self.passages[pid] for pid in pids), scores)
+        return Example(self.queries[str(qid)], tuple(map(self._passage, pids)), scores)
 
-
-class Passages:
-    """A collection's passages by pid, read from its TSV when asked for; only the lines' offsets are kept, 8 bytes each.
-
-    Raises:
-        UserError: no such file, a damaged gzip file, or an empty one.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = _seekable(path)
-        self._offsets = _line_offsets(self._file)  # int64 (passages + 1,)
-        if not len(self):
-            raise UserError(f"{path} has no passages")
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def __getitem__(self, pid: object) -> str:
-        """`text`, or `title | text` as ColBERT reads it (evaluation/loaders.py:168).
-
-        Raises:
-            UserError: `pid` is not one of the collection's, or its line is malformed.
-        """
-        if not isinstance(pid, int) or isinstance(pid, bool) or not 0 <= pid < len(self):
-            raise UserError(f"pid {pid!r:.40} is not in {self.path}, which has pids 0..{len(self) - 1}")
-        start, end = self._offsets[pid : pid + 2].tolist()
-        raw = os.pread(self._file.fileno(), end - start, start)  # no seek: threads and forks may share the file
-        try:
-            key, _, rest = _decode(raw).partition("\t")
-        except UserError as error:
-            raise UserError(f"{self.path}, line {pid + 1}: {error}") from error
-        text, *titles = rest.split("\t")
-        if key != str(pid):
-            raise UserError(f"{self.path}, line {pid + 1}: pid {key!r:.40}, expected {pid}: pids count the lines from 0")
-        return f"{titles[0]} | {text}" if titles and titles[0] else text
-
-
-def _seekable(path: Path) -> BinaryIO:
-    """The file, or what a gzip file holds, in a temporary one that is gone when it is closed."""
-    if not _is_gzip(path):
-        return path.open("rb")
-    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the passages are
-    for line in _lines(path):
-        unpacked.write(line.raw)
-    unpacked.flush()
-    return unpacked
-
-
-def _line_offsets(file: BinaryIO) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Where each line starts and where the last one ends, int64 (lines + 1,)."""
-    file.seek(0)
-    starts, size, last = [np.zeros(1, dtype=np.int64)], 0, b"\n"
-    while block := file.read(BLOCK):
-        starts.append(np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n")).astype(np.int64) + size + 1)
-        size, last = size + len(block), block[-1:]
-    if last != b"\n":
-        starts.append(np.array([size], dtype=np.int64))
-    return np.concatenate(starts)
+    def _passage(self, pid: object) -> str:
+        if not isinstance(pid, int) or isinstance(pid, bool) or not 0 <= pid < len(self.passages):
+            raise UserError(f"pid {pid!r:.40} is not in the collection, which has pids 0..{len(self.passages) - 1}")
+        return self.passages[pid]
 
 
 def _read_queries(path: Path) -> dict[str, str]:

@@ -12,7 +12,6 @@ import pytest
 from colbert_diffusion.errors import UserError
 from colbert_diffusion.training.data import (
     Example,
-    Passages,
     Source,
     Stream,
     data_hash,
@@ -91,17 +90,6 @@ def test_negatives_bounds_passages_and_scores(tmp_path: Path, ids: dict[str, Pat
     assert [(len(e.passages), e.scores) for e in source] == [(2, (3, 2)), (1, (3,))]
 
 
-def test_passages_are_colberts_wherever_blocks_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from colbert.evaluation.loaders import load_collection
-
-    text = "".join(f"{i}\t{'x' * (i * 7 % 23)}ü\u2028{i}\n" for i in range(200))
-    path, zipped = write(tmp_path / "c.tsv", text), write(tmp_path / "c.tsv.gz", text)
-    for block in (1, 64, 1 << 20):
-        monkeypatch.setattr("colbert_diffusion.training.data.BLOCK", block)
-        for passages in (Passages(path), Passages(zipped)):
-            assert [passages[pid] for pid in range(len(passages))] == load_collection(str(path))
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -139,7 +127,7 @@ def test_a_bad_line_is_named_when_it_is_reached(tmp_path: Path, content: str | b
     ("line", "reason"),
     [
         ([99, 0], "line 1: qid 99 is not among the 2 queries"),
-        ([7, 4], r"line 1: pid 4 is not in .*collection.tsv, which has pids 0..3"),
+        ([7, 4], r"line 1: pid 4 is not in the collection, which has pids 0..3"),
         ([7, -1], "line 1: pid -1 is not in"),
         ([7, "0"], "line 1: pid '0' is not in"),
         ([7], r"line 1: expected a list \[qid, pid, ...\]"),
