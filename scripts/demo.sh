@@ -21,5 +21,6 @@ cat <<EOF
 done in $((SECONDS - started)) s. What to try next:
   .venv/bin/colbert-diffusion search demo/index "your own question"
   .venv/bin/colbert-diffusion index YOUR.tsv my-index       your own passages: pid <tab> text, or .jsonl
+  .venv/bin/pip install -q -e ".[serve]" && .venv/bin/colbert-diffusion serve demo/index      a search page
   .venv/bin/colbert-diffusion convert --help                a released DiffRetriever checkpoint, or any Dream / LLaDA
 EOF

@@ -7,7 +7,6 @@ are refused, so that nothing grows and whoever is accepted is answered soon.
 import asyncio
 import hashlib
 import math
-import os
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -91,7 +90,7 @@ class Service:
         # Half the cores encode while the others search: on two busy cores, 8 callers, 72 to 80 queries/s against 45 to 76
         # with all of them for encoding. ColBERT's scorers hold the interpreter's lock, so that two searches at once
         # overlap a little, more would not, and threads inside one search do.
-        half = max(1, len(os.sched_getaffinity(0)) // 2)
+        half = max(1, torch.get_num_threads() // 2)
         self._encoding = ThreadPoolExecutor(1, "encode", _use_threads, (half,))
         self._searching = ThreadPoolExecutor(2, "search", _use_threads, (half,))
         self._served: dict[str, _Served] = {}
