@@ -344,7 +344,7 @@ def test_a_lock_left_behind_is_a_warning_with_the_command_that_removes_it(cache:
     os.utime(lock, (lock.stat().st_mtime - 600,) * 2)
     found = look("extensions")
     assert found.status == "warn"
-    assert "for 10 minutes" in found.detail
+    assert "10 minutes old" in found.detail
     assert str(found.remedy).endswith(f"rm '{lock}'")
 
 

@@ -5,8 +5,8 @@ and their gradients with respect to the representations come first; then each ch
 its own representations' gradients into the weights. Memory holds the graph of one chunk.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,6 @@ from .recipe import Recipe
 from .teacher import Teacher
 
 Representation = tuple[Tensor, Tensor]  # vectors (n, k, dim), word activations (n, words)
-ANY_ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH)
 Forward = Callable[[int], Representation]  # chunk number -> its texts' representations
 
 
@@ -79,6 +78,13 @@ class TrainingStep:
         Returns:
             Each loss as it is weighted, and their sum under "loss".
         """
+        with self._attention():
+            losses = self._losses(examples, step)
+        self._sum_gradients()
+        return {name: float(loss) for name, loss in (*losses.items(), ("loss", sum(losses.values())))}
+
+    def _losses(self, examples: Sequence[Example], step: int) -> dict[str, Tensor]:
+        """The weighted losses; this process's part of their gradients is left in the parameters."""
         own = 1 + self.recipe.negatives
         queries = [example.query for example in examples]
         passages = [text for example in examples for text in own_passages(example, own)]
@@ -90,8 +96,7 @@ class TrainingStep:
         losses = self._contrast(represented, self._targets(examples, queries, passages, own), step)
         if self.recipe.diffusion:
             losses["diffusion"] = self._predict_words(passages[::own], step)
-        self._sum_gradients()
-        return {name: float(loss) for name, loss in (*losses.items(), ("loss", sum(losses.values())))}
+        return losses
 
     def _share(self, texts: Sequence[str]) -> Sequence[str]:
         """This process's part of the batch, which is in the processes' order."""
@@ -113,7 +118,7 @@ class TrainingStep:
         def forward(number: int) -> Representation:
             self._seed(step, side, number)
             chunk = chunks[number]
-            with self._fast():
+            with self.accelerator.autocast():
                 return self.model.vectors([rows[i] for i in chunk], side, words, present[chunk])
 
         return Chunked(forward, chunks, cached=self.recipe.cached)
@@ -127,12 +132,13 @@ class TrainingStep:
                 present[row, [column[word] for word in ids]] = True
         return present.to(words.device)
 
-    @contextmanager
-    def _fast(self) -> Iterator[None]:
-        """Autocast; on CPU plain attention, whose backward pass takes a quarter of the fused one's time on short rows."""
-        backends = [SDPBackend.MATH] if self.accelerator.device.type == "cpu" else list(ANY_ATTENTION)
-        with self.accelerator.autocast(), sdpa_kernel(backends):
-            yield
+    def _attention(self) -> AbstractContextManager[None]:
+        """On CPU plain attention, whose backward pass takes a quarter of the fused one's time on short rows.
+
+        For the whole step: layers that are recomputed in the backward pass must choose as they did before.
+        """
+        plain: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+        return plain if self.accelerator.device.type == "cpu" else nullcontext()
 
     def _seed(self, step: int, side: Side, chunk: int) -> None:
         """Dropout of a chunk's second pass must be its first's."""
@@ -219,7 +225,7 @@ class TrainingStep:
             at = where.bool()
             if not at.any():
                 continue
-            with self._fast():
+            with self.accelerator.autocast():
                 logits = model.word_logits(ids, lengths, at)
             loss = diffusion_loss(logits, original[at].to(logits.device), ratio[at].to(logits.device)) / everyones
             loss = recipe.diffusion * loss

@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from colbert_diffusion.config import DiffusionConfig
 from colbert_diffusion.errors import UserError
@@ -71,10 +72,11 @@ def test_the_gradients_are_those_of_the_loss_written_down_plainly(tiny_checkpoin
     model = TrainableModel(tiny_checkpoint, PLAIN, torch.device("cpu"))
     shake(model)
     examples = make_examples(PLAIN.batch)
-    queries = model.projection(model.encoder.read(model.encoder.rows([e.query for e in examples], "query"), 4))
-    passages = model.projection(model.encoder.read(model.encoder.rows([e.passages[0] for e in examples], "passage"), 8))
+    with sdpa_kernel(SDPBackend.MATH):  # another kernel's rounding is larger than the tolerance
+        queries = model.projection(model.encoder.read(model.encoder.rows([e.query for e in examples], "query"), 4))
+        passages = model.projection(model.encoder.read(model.encoder.rows([e.passages[0] for e in examples], "passage"), 8))
     targets = Targets(torch.arange(12), torch.zeros(12, 12, dtype=torch.bool), 1)
-    infonce(maxsim(queries, passages) / PLAIN.temperature, targets, symmetric=False).backward()
+    torch.autograd.backward(infonce(maxsim(queries, passages) / PLAIN.temperature, targets, symmetric=False))
     same(ours, {name: p.grad for name, p in model.parameters.items() if p.grad is not None})
 
 
