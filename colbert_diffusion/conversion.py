@@ -26,6 +26,7 @@ from .config import (
 )
 from .encoder import Encoder
 from .errors import UserError
+from .files import folder_aside
 from .progress import progress_bar
 from .projection import Projection, fit_pca
 from .readouts import READOUTS
@@ -163,21 +164,16 @@ def _states(encoder: Encoder, texts: Sequence[str], show: bool) -> Iterator[Tens
 
 def _write_prefix(target: Path, source: Path, config: DiffusionConfig) -> None:
     """The checkpoint's files under another config; aside, then renamed."""
-    aside = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(source, aside, ignore=shutil.ignore_patterns(CONFIG_FILE, COLBERT_FILE))
-    replace(config, backbone=settled(config.backbone, source)).save(aside)
-    aside.rename(target)
+    with folder_aside(target) as aside:
+        shutil.copytree(source, aside, ignore=shutil.ignore_patterns(CONFIG_FILE, COLBERT_FILE), dirs_exist_ok=True)
+        replace(config, backbone=settled(config.backbone, source)).save(aside)
 
 
 def _write(target: Path, config: DiffusionConfig, projection: Projection, carried: Path | None) -> None:
     """Write the folder aside, then rename it: a half-written checkpoint never stands at `target`."""
-    aside = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for name in CARRIED:
-        if carried is not None and (carried / name).is_file():
-            shutil.copyfile(carried / name, aside / name)
-    projection.save(aside)
-    config.save(aside)
-    aside.rename(target)
+    with folder_aside(target) as aside:
+        for name in CARRIED:
+            if carried is not None and (carried / name).is_file():
+                shutil.copyfile(carried / name, aside / name)
+        projection.save(aside)
+        config.save(aside)

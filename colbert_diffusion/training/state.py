@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import UserError
+from ..files import folder_aside
 
 PREFIX = "step-"
 TENSORS = "state.safetensors"
@@ -24,12 +25,9 @@ def save_state(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], 
         moments: Mapping[str, Tensor] = optimizer.state.get(parameter, {})
         tensors |= {f"{name}\0{moment}": value.detach().cpu().contiguous() for moment, value in moments.items()}
     whole = folder / f"{PREFIX}{step}"
-    aside = folder / f".{whole.name}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file(tensors, aside / TENSORS)
-    shutil.rmtree(whole, ignore_errors=True)
-    aside.rename(whole)
+    with folder_aside(whole) as aside:
+        save_file(tensors, aside / TENSORS)
+        shutil.rmtree(whole, ignore_errors=True)
     for earlier in folder.glob(f"{PREFIX}*"):
         if earlier != whole:
             shutil.rmtree(earlier)

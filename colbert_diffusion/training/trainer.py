@@ -25,7 +25,7 @@ from ..errors import MissingPackageError, UserError
 from ..evaluation.benchmarks import read_benchmark
 from ..evaluation.exact import exact_run
 from ..evaluation.measuring import evaluate
-from ..files import read_json, write_json
+from ..files import folder_aside, read_json, write_json
 from ..progress import note, progress_bar
 from .data import Source, Stream, data_hash, read_source
 from .log import Log, draw_curves
@@ -244,10 +244,8 @@ class _Run:
     def _finish(self) -> None:
         if not self.best:
             _replace(self.work / "best", lambda folder: self.model.save(folder, self._provenance(self.recipe.steps)))
-        aside = self.out.with_name(f".{self.out.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(self.work / "best", aside)
-        aside.rename(self.out)
+        with folder_aside(self.out) as aside:
+            shutil.copytree(self.work / "best", aside, dirs_exist_ok=True)
 
     def _provenance(self, step: int) -> dict[str, Any]:
         versions = {package: version(package) for package in PACKAGES} | {"python": platform.python_version()}
@@ -286,11 +284,9 @@ def _plain(about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _replace(folder: Path, write: Callable[[Path], None]) -> None:
     """Write a folder aside and put it in the other's place."""
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    write(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with folder_aside(folder) as aside:
+        write(aside)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _require_plotting() -> None:
