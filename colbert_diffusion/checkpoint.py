@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .backbones.loading import load_backbone
 from .config import COLBERT_FILE, VECTORS, Side
@@ -166,10 +167,12 @@ class DiffusionCheckpoint:
         context: object = None,
         full_length_search: bool = False,
     ) -> Tensor:
-        """Queries -> float32 (n, k_query, dim), on CPU; `full_length_search` changes nothing: k is fixed."""
-        vectors = self.encode_query(queries)
-        shape = (len(vectors), self.config.k_query, self.config.dim)
-        return torch.from_numpy(np.stack(vectors)) if vectors else torch.empty(shape)
+        """Queries -> float32 (n, k_query, dim), on CPU; `full_length_search` changes nothing: k is fixed.
+
+        Readout "tokens": zeros behind each query's own vectors, which add nothing to its scores.
+        """
+        vectors = [torch.from_numpy(vector) for vector in self.encode_query(queries)]
+        return pad_sequence(vectors, batch_first=True) if vectors else torch.empty(0, self.config.k_query, self.config.dim)
 
 
 class VectorCheckpoint:

@@ -82,6 +82,8 @@ class DiffusionConfig:
         query_max_length, passage_max_length: in tokens; masks and tail are never counted.
         length_bound: what the maximum counts: "prompt" = prefix + text + suffix, "text" = the text alone.
         mask_token_id: what the checkpoint was trained with; None: the backbone's own.
+        mask_position: position of the first mask, whatever the text's length, so that absolute position embeddings tell
+            the masks apart; None: the one after the suffix (DiffRetriever; RoPE knows distances only).
         merge_above: passage vectors closer than this cosine are merged (`allocation.merge`); None: none are.
         dim: size of a vector.
         projection: "none", "pca" or "learned"; anything but "none" is read from `projection.safetensors`.
@@ -109,6 +111,7 @@ class DiffusionConfig:
     passage_max_length: int = 256
     length_bound: LengthBound = "prompt"
     mask_token_id: int | None = None
+    mask_position: int | None = None
     merge_above: float | None = None
     dim: int = 128
     projection: str = "none"

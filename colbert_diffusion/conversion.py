@@ -28,7 +28,7 @@ from .encoder import Encoder
 from .errors import UserError
 from .files import folder_aside
 from .progress import progress_bar
-from .projection import Projection, fit_pca
+from .projection import Projection, fit_pca, load_projection
 from .readouts import READOUTS
 from .templates import default_prompt
 
@@ -42,11 +42,13 @@ def convert(
     *,
     dim: int | None = None,
     fit_on: Sequence[str] = (),
+    projection_of: str | Path | None = None,
     backbone: str | None = None,
     family: str | None = None,
     readout: str = "masked",
     k_query: int | None = None,
     k_passage: int | None = None,
+    mask_position: int | None = None,
     merge_above: float | None = None,
     query_max_length: int | None = None,
     passage_max_length: int | None = None,
@@ -61,10 +63,12 @@ def convert(
         out: folder to write; it must not exist.
         dim: size of the vectors, 128 or a nested checkpoint's own; below the backbone's hidden size a PCA is fitted.
         fit_on: passages for the PCA, up to 20,000 of them are used.
+        projection_of: a checkpoint over the same backbone whose projection is taken instead, e.g. that of the teacher
+            whose vectors masked positions shall learn.
         backbone: where the release's base is, if not where its adapter says.
         merge_above: cosine above which passage vectors are merged.
-        family, readout, k_query (4), k_passage (16), prompts: for a bare backbone; `prompts` has "query" and "passage", each
-            with prefix, suffix and tail as text or ids.
+        family, readout, k_query (4), k_passage (16), mask_position, prompts: for a bare backbone; `prompts` has
+            "query" and "passage", each with prefix, suffix and tail as text or ids.
         query_max_length, passage_max_length: for a bare backbone, in tokens of prompt and text; None: 512, or what
             the backbone's positions leave.
 
@@ -86,19 +90,25 @@ def convert(
     else:
         config = _backbone_config(source, folder, family, readout, k_query or 4, k_passage or 16, prompts)
         asked = {"query_max_length": query_max_length, "passage_max_length": passage_max_length}
-        config = replace(config, **{name: length for name, length in asked.items() if length is not None})  # type: ignore[arg-type]
+        given = {name: length for name, length in asked.items() if length is not None}
+        config = replace(config, mask_position=mask_position, **given)  # type: ignore[arg-type]
+        if READOUTS[readout].every_token:
+            config = replace(config, k_query=config.query_max_length, k_passage=config.passage_max_length)
         carried = None
 
     loaded = _load(config, carried)
     if dim > loaded.hidden_size:
         raise UserError(f"dim {dim} is above the backbone's hidden size {loaded.hidden_size}; choose a smaller --dim")
-    if dim < loaded.hidden_size and not fit_on:
+    if dim < loaded.hidden_size and not fit_on and projection_of is None:
         raise UserError(
             f"a projection from {loaded.hidden_size} to {dim} dimensions is fitted on texts: give some passages "
             f"(--fit-on TEXTS), or keep all dimensions (--dim {loaded.hidden_size})"
         )
     projection = Projection()
-    if dim < loaded.hidden_size:
+    if projection_of is not None:
+        other = DiffusionConfig.load(locate(str(projection_of)))
+        projection = load_projection(replace(other, dim=dim), locate(str(projection_of)), loaded.hidden_size)
+    elif dim < loaded.hidden_size:
         encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size), Projection())
         projection = fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show_progress_bar), dim)
     kind = "none" if projection.weight is None else "pca"

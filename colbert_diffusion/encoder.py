@@ -71,12 +71,26 @@ class Encoder:
                 f"{self.backbone.max_positions} positions; lower {side}_max_length by "
                 f"{prompt.max_row - self.backbone.max_positions}"
             )
+        self._check_mask_position(prompt, side)
         if self.config.read_offset < 0 and not prompt.prefix + prompt.suffix:
             raise UserError("read_offset -1 reads the state before the first mask; the prompt has no token there")
         return prompt
 
+    def _check_mask_position(self, prompt: Prompt, side: Side) -> None:
+        first, masks = self.config.mask_position, len(prompt.masks) + len(prompt.tail)
+        if first is None:
+            return
+        before = prompt.max_row - masks
+        if first < before or first + masks > self.backbone.max_positions:
+            raise UserError(
+                f"mask_position is {first}: a {side} has up to {before} tokens before its masks, {masks} from them on, and the "
+                f"backbone {self.backbone.max_positions} positions; choose {before} to {self.backbone.max_positions - masks}"
+            )
+
     def encode(self, texts: Iterable[str], side: Side, *, progress: Progress | None = None) -> Iterator[Vectors]:
-        """Yield each text's vectors, in input order: float32 (k, dim), L2-normalised; passages fewer when they are merged.
+        """Yield each text's vectors, in input order: float32 (k, dim), L2-normalised.
+
+        Fewer than k where passages are merged, or the readout gives one per token and there are fewer tokens.
 
         Texts are consumed lazily; at most two windows of them are held.
 
@@ -99,9 +113,18 @@ class Encoder:
     def read(self, rows: Sequence[Row], k: int) -> Tensor:
         """One batch through the model: the states that become vectors, (batch, k, hidden) in the model's dtype."""
         ids, lengths = pad([row.ids for row in rows], self.backbone.filler_id)
-        first = torch.tensor([row.first_mask for row in rows]) + self.config.read_offset
-        states = self.backbone.states(ids, lengths)
+        first = torch.tensor([row.first_mask for row in rows])
+        states = self.backbone.states(ids, lengths, self._positions(first, ids.shape[1]))
+        first += self.config.read_offset
         return self.readout.read(states, lengths.to(states.device), first.to(states.device), k)
+
+    def _positions(self, first_mask: Tensor, width: int) -> Tensor | None:
+        """int64 (batch, width) where the config places the masks, None where they follow the text."""
+        if self.config.mask_position is None:
+            return None
+        offsets = torch.arange(width) - first_mask[:, None]
+        positions = torch.where(offsets < 0, torch.arange(width), self.config.mask_position + offsets)
+        return positions.clamp(max=self.backbone.max_positions - 1)  # reached by padding alone
 
     def logits(self, texts: Sequence[str], side: Side, head: PredictionHead) -> Iterator[Tensor]:
         """What each read position predicts: float32 (k, vocabulary) per text, in input order, on CPU.
@@ -148,6 +171,8 @@ class Encoder:
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Row], side: Side) -> list[Vectors]:
         vectors = self.projection(self.read(rows, self.config.k(side)))
+        if self.readout.every_token:
+            return [v[: len(row.ids)] for v, row in zip(vectors.cpu().numpy(), rows, strict=True)]
         if side == "passage" and self.config.merge_above is not None:
             return merge(vectors, self.config.merge_above)
         return list(vectors.cpu().numpy())

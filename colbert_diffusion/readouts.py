@@ -1,7 +1,8 @@
 """Which last-layer states become a text's vectors. Each readout is one function over a padded batch.
 
 masked: the k masked positions (DiffRetriever, arXiv 2605.07210, section 3); mean: the mean of all positions
-(DiffEmbed, arXiv 2505.15045); last: the last position (RepLLaMA, arXiv 2310.08319).
+(DiffEmbed, arXiv 2505.15045); last: the last position (RepLLaMA, arXiv 2310.08319); tokens: every position, as many
+vectors as the text has tokens (ColBERT, arXiv 2004.12832), k being the most: the teacher of the masked positions.
 """
 
 from collections.abc import Callable
@@ -35,17 +36,25 @@ def last_token(states: Tensor, lengths: Tensor, first_mask: Tensor, k: int) -> T
     return states.take_along_dim((lengths - 1)[:, None, None], dim=1)
 
 
+def every_token(states: Tensor, lengths: Tensor, first_mask: Tensor, k: int) -> Tensor:
+    """All states, padding included: a row's first `lengths` are its own."""
+    return states[:, :k]
+
+
 @dataclass(frozen=True)
 class Readout:
-    """A readout and what it asks of the input: masks appended or not, one vector or k."""
+    """A readout and what it asks of the input: masks appended or not, one vector, k, or as many as there are tokens."""
 
     name: str
     read: Read
-    appends_masks: bool
+    appends_masks: bool = False
+    every_token: bool = False
 
     def check(self, config: DiffusionConfig) -> None:
         """Raises UserError when the config asks this readout for what it cannot give."""
-        if not self.appends_masks and (config.k_query, config.k_passage) != (1, 1):
+        if self.every_token and config.merge_above is not None:
+            raise UserError(f'readout "{self.name}" merges no vectors; set merge_above to null')
+        if not self.appends_masks and not self.every_token and (config.k_query, config.k_passage) != (1, 1):
             raise UserError(
                 f'readout "{self.name}" gives one vector per text, the checkpoint asks for '
                 f"k_query {config.k_query} and k_passage {config.k_passage}; set both to 1"
@@ -58,8 +67,9 @@ READOUTS = {
     readout.name: readout
     for readout in (
         Readout("masked", masked_positions, appends_masks=True),
-        Readout("mean", mean_pool, appends_masks=False),
-        Readout("last", last_token, appends_masks=False),
+        Readout("mean", mean_pool),
+        Readout("last", last_token),
+        Readout("tokens", every_token, every_token=True),
     )
 }
 

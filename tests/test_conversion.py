@@ -72,6 +72,19 @@ def test_a_smaller_dim_without_texts_and_a_larger_one_are_refused(tiny_bert: Pat
     assert not (tmp_path / "c").exists()
 
 
+def test_the_masks_place_and_a_teachers_projection_are_taken_over(tiny_bert: Path, tmp_path: Path) -> None:
+    lengths = {"query_max_length": 16, "passage_max_length": 32}
+    teacher = convert(str(tiny_bert), tmp_path / "teacher", readout="tokens", dim=8, fit_on=TEXTS, **lengths)
+    start = convert(
+        str(tiny_bert), tmp_path / "start", dim=8, k_passage=8, projection_of=tmp_path / "teacher", mask_position=40, **lengths
+    )
+    assert (start.config.mask_position, start.config.dim) == (40, 8)
+    assert (teacher.config.k_query, teacher.config.k_passage) == (16, 32)
+    projections = [(tmp_path / name / "projection.safetensors").read_bytes() for name in ("teacher", "start")]
+    assert projections[0] == projections[1]
+    assert start.encode_document(["cat"])[0].shape == (8, 8)
+
+
 def test_an_existing_folder_is_never_written_over(tiny_bert: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="exists"):

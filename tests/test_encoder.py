@@ -157,3 +157,35 @@ def test_a_prefix_of_a_checkpoint_that_is_not_nested_is_refused(tiny_config: Dif
         tiny_config.prefix(k_passage=3)
     with pytest.raises(UserError, match="need a nested"):
         replace(tiny_config, masks_passage=16)
+
+
+def test_a_mask_stands_at_its_position_whatever_the_texts_length(tiny_bert: Path, tiny_config: DiffusionConfig) -> None:
+    backbone = load_backbone(tiny_bert)
+    placed = Encoder(backbone, replace(tiny_config, mask_position=50), Projection())
+    ids, positions = torch.tensor([[2, 20, 21, 3, *[4] * 8, 3]]), torch.tensor([[0, 1, 2, 3, *range(50, 59)]])
+    with torch.inference_mode():
+        states = backbone.states(ids, torch.tensor([13]), positions)[0, 4:12]
+    text = " ".join(backbone.tokenizer.convert_ids_to_tokens([20, 21]))
+    alone, beside_a_longer_one = (next(placed.encode([text, *more], "passage")) for more in ([], make_texts(3)))
+    np.testing.assert_allclose(alone, torch.nn.functional.normalize(states, dim=-1), atol=1e-5)
+    np.testing.assert_allclose(alone, beside_a_longer_one, atol=1e-5)
+    [following] = Encoder(backbone, tiny_config, Projection()).encode([text], "passage")
+    assert np.abs(alone - following).max() > 0.01
+
+
+def test_masks_beyond_the_last_position_or_inside_the_text_are_refused(tiny_bert: Path, tiny_config: DiffusionConfig) -> None:
+    backbone = load_backbone(tiny_bert)
+    for position, reason in ((56, "64 positions"), (40, "up to 48 tokens")):
+        with pytest.raises(UserError, match=reason):
+            Encoder(backbone, replace(tiny_config, mask_position=position), Projection())
+
+
+def test_readout_tokens_gives_each_text_as_many_vectors_as_it_has_tokens(tiny_bert: Path, tiny_config: DiffusionConfig) -> None:
+    frame = PromptParts("[CLS]", "[SEP]")
+    config = replace(tiny_config, readout="tokens", query_prompt=frame, passage_prompt=frame, k_query=16, k_passage=48)
+    encoder = Encoder(load_backbone(tiny_bert), config, Projection())
+    texts = ["cat", "the cat runs", "the red cat sleeps in paris ."]
+    together = list(encoder.encode(texts, "passage"))
+    assert [len(vectors) for vectors in together] == [3, 5, 9]
+    for vectors, text in zip(together, texts, strict=True):
+        np.testing.assert_allclose(vectors, next(encoder.encode([text], "passage")), atol=1e-5)

@@ -40,9 +40,13 @@ class Backbone:
     @property
     def max_positions(self) -> int:
         """The longest row the positions allow, in tokens."""
+        return int(self.model.config.max_position_embeddings) - self._reserved_positions
+
+    @property
+    def _reserved_positions(self) -> int:
+        """RoBERTa counts from the position behind its padding id."""
         config = self.model.config
-        reserved = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
-        return int(config.max_position_embeddings) - reserved
+        return int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
 
     def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids without any added token, cut to `max_length`.
@@ -62,12 +66,13 @@ class Backbone:
         )["input_ids"]
         return ids
 
-    def states(self, ids: Tensor, lengths: Tensor) -> Tensor:
+    def states(self, ids: Tensor, lengths: Tensor, positions: Tensor | None = None) -> Tensor:
         """Last-layer states after the final norm.
 
         Args:
             ids: int64 (batch, length), padded on the right.
             lengths: int64 (batch,), tokens that are not padding.
+            positions: int64 (batch, length); None: 0, 1, 2 and so on, as the model counts them.
 
         Returns:
             (batch, length, hidden) in the model's dtype; what stands at padding is undefined.
@@ -77,5 +82,6 @@ class Backbone:
         mask = None
         if int(lengths.min()) < width:
             mask = (torch.arange(width, device=self.device) < lengths[:, None]).long()
-        states: Tensor = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        placed = {} if positions is None else {"position_ids": positions.to(self.device) + self._reserved_positions}
+        states: Tensor = self.model(input_ids=ids, attention_mask=mask, **placed).last_hidden_state
         return states

@@ -20,6 +20,7 @@ class Targets:
         own: passages per query (the positive and its negatives).
         scores: float (queries, own) from the examples, or None.
         teacher: float (queries, passages) from a teacher, or None.
+        covered: the teacher's own vectors of queries and passages, (n, vectors, dim), zeros behind each text's, or None.
     """
 
     positives: Tensor
@@ -27,6 +28,7 @@ class Targets:
     own: int
     scores: Tensor | None = None
     teacher: Tensor | None = None
+    covered: tuple[Tensor, Tensor] | None = None
 
 
 def maxsim(queries: Tensor, passages: Tensor) -> Tensor:
@@ -34,6 +36,19 @@ def maxsim(queries: Tensor, passages: Tensor) -> Tensor:
     (q, k_query, dim), (p, k_passage, _) = queries.shape, passages.shape
     products = queries.reshape(q * k_query, dim) @ passages.reshape(p * k_passage, dim).T
     return products.view(q, k_query, p, k_passage).amax(dim=3).mean(dim=1)
+
+
+def ragged_maxsim(queries: Tensor, passages: Tensor) -> Tensor:
+    """`maxsim` of texts with fewer vectors than k, the others zeros: (q, k_query, dim), (p, k_passage, dim) -> (q, p).
+
+    A query's score is divided by its own number of vectors, a passage's zeros are never the largest.
+    """
+    (q, k_query, dim), (p, k_passage, _) = queries.shape, passages.shape
+    products = queries.reshape(q * k_query, dim) @ passages.reshape(p * k_passage, dim).T
+    products = products.view(q, k_query, p, k_passage)
+    products = products.masked_fill(~passages.any(dim=2), float("-inf"))
+    own = queries.any(dim=2)
+    return (products.amax(dim=3) * own[:, :, None]).sum(dim=1) / own.sum(dim=1, keepdim=True)
 
 
 def prefix(vectors: Tensor, k: int, dim: int) -> Tensor:
@@ -56,6 +71,16 @@ def distill(student: Tensor, teacher: Tensor) -> Tensor:
     return kl_div(log_softmax(student, dim=-1), softmax(teacher, dim=-1), reduction="batchmean")
 
 
+def coverage_loss(vectors: Tensor, teacher: Tensor) -> Tensor:
+    """1 - the mean over a text's teacher vectors of the largest cosine with a vector of its own, averaged over texts.
+
+    As k-means does, it sends each vector to its own part of what there is to say: (n, k, dim), (n, t, dim) -> scalar.
+    """
+    nearest = (teacher @ vectors.transpose(1, 2)).amax(dim=2)
+    own = teacher.any(dim=2)
+    return 1 - ((nearest * own).sum(dim=1) / own.sum(dim=1)).mean()
+
+
 def dense_losses(queries: Tensor, passages: Tensor, targets: Targets, recipe: Recipe) -> dict[str, Tensor]:
     """The weighted losses of one set of vectors."""
     similarity = maxsim(queries, passages)
@@ -72,6 +97,10 @@ def dense_losses(queries: Tensor, passages: Tensor, targets: Targets, recipe: Re
         if recipe.symmetric:
             loss = (loss + distill(student.T, teacher.T)) / 2
         losses["teacher"] = recipe.teacher_weight * loss
+    if recipe.coverage and targets.covered is not None:
+        sides = zip((queries, passages), targets.covered, strict=True)
+        parts = [coverage_loss(vectors, normalize(theirs[:, :, : vectors.shape[2]], dim=-1)) for vectors, theirs in sides]
+        losses["coverage"] = recipe.coverage * (parts[0] + parts[1]) / 2
     return losses
 
 

@@ -16,6 +16,8 @@ class Recipe:
 
     Args:
         steps, batch: optimizer steps, and queries per step over all processes.
+        grouped: this many batches are drawn at once and their examples sorted into batches of like passages, by the
+            teacher's vectors (`grouping.grouped`); 1: batches are random.
         negatives: hard negatives per query; an example with fewer repeats its own.
         learning_rate, warmup, final: linear from 0 over `warmup` steps, then linear to `final` times the rate.
         weight_decay, clip: AdamW's, and the gradient norm's bound (0: none).
@@ -27,6 +29,8 @@ class Recipe:
         scores: weight of the KL divergence to the examples' own scores (ColBERTv2's distillation).
         teacher: checkpoint whose scores of the whole batch are distilled; None: none.
         teacher_weight, teacher_temperature: of that KL divergence, and for student and teacher alike.
+        coverage: weight of 1 - the cosine between each of the teacher's vectors and the nearest of the text's own
+            (`losses.coverage_loss`); the teacher has the checkpoint's dim.
         diffusion: weight of the masked-diffusion objective on passages (mask ratio t uniform, weight 1/t).
         diffusion_share: of the passages that it sees.
         diversity: weight of the mean squared cosine between a passage's vectors.
@@ -43,6 +47,7 @@ class Recipe:
 
     steps: int = 1000
     batch: int = 64
+    grouped: int = 1
     negatives: int = 0
     learning_rate: float = 1e-4
     warmup: int = 0
@@ -57,6 +62,7 @@ class Recipe:
     teacher: str | None = None
     teacher_weight: float = 0.0
     teacher_temperature: float = 0.05
+    coverage: float = 0.0
     diffusion: float = 0.0
     diffusion_share: float = 0.25
     diversity: float = 0.0
@@ -79,17 +85,19 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "save_every", "evaluate_every", "chunk_tokens", "query_tokens", "passage_tokens"):
+        for name in ("steps", "batch", "grouped", "save_every", "evaluate_every", "chunk_tokens", "query_tokens", "passage_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name in ("temperature", "teacher_temperature", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected more than 0")
-        if self.teacher_weight and self.teacher is None:
-            raise UserError(f"teacher_weight is {self.teacher_weight} and there is no teacher: name a checkpoint")
+        taught = {"teacher_weight": self.teacher_weight, "coverage": self.coverage, "grouped": self.grouped - 1}
+        if self.teacher is None and any(taught.values()):
+            asked = ", ".join(f"{name} {getattr(self, name)}" for name, wanted in taught.items() if wanted)
+            raise UserError(f"the recipe has {asked} and there is no teacher: name a checkpoint")
         if self.scores and not self.negatives:
             raise UserError("distillation from scores ranks a query's own passages: set negatives to 1 or more")
-        if not any((self.contrastive, self.sparse, self.scores, self.teacher_weight, self.diffusion)):
+        if not any((self.contrastive, self.sparse, self.scores, self.teacher_weight, self.coverage, self.diffusion)):
             raise UserError("every loss has weight 0: nothing would be trained")
 
     @property

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pad_sequence
 
 from ..config import Side
 from ..encoder import batches, pad
@@ -20,7 +21,7 @@ from ..errors import UserError
 from ..lexical import ContentIds
 from ..prompts import Row
 from .data import Example
-from .losses import Targets, diffusion_loss, diversity_loss, maxsim, nested_losses, sparse_loss
+from .losses import Targets, diffusion_loss, diversity_loss, nested_losses, ragged_maxsim, sparse_loss
 from .model import TrainableModel
 from .recipe import Recipe
 from .teacher import Teacher
@@ -158,12 +159,18 @@ class TrainingStep:
         scores = None
         if self.recipe.scores:
             scores = torch.tensor([own_scores(example, own) for example in examples], device=device)
-        teacher = None
-        if self.teacher is not None and self.recipe.teacher_weight:
-            q = self.teacher.vectors(self._share(queries), "query")
-            p = self.teacher.vectors(self._share(passages), "passage")
-            teacher = maxsim(self.accelerator.gather(q), self.accelerator.gather(p))
-        return Targets(positives, excluded, own, scores, teacher)
+        teacher = covered = None
+        if self.teacher is not None:
+            q = self._gather_ragged(self.teacher.vectors(self._share(queries), "query"))
+            p = self._gather_ragged(self.teacher.vectors(self._share(passages), "passage"))
+            teacher, covered = ragged_maxsim(q, p), (q, p)
+        return Targets(positives, excluded, own, scores, teacher, covered)
+
+    def _gather_ragged(self, vectors: Sequence[Tensor]) -> Tensor:
+        """All processes' texts, (texts, most vectors, dim), zeros behind each text's own."""
+        padded = self.accelerator.pad_across_processes(pad_sequence(list(vectors), batch_first=True), dim=1)
+        gathered: Tensor = self.accelerator.gather(padded)
+        return gathered
 
     def _contrast(self, represented: Sequence[Chunked], targets: Targets, step: int) -> dict[str, Tensor]:
         """The losses between texts, and their gradients sent into the weights."""

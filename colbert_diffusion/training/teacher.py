@@ -39,8 +39,8 @@ class Teacher:
         self._cache.execute("PRAGMA synchronous = NORMAL")  # a lost vector is computed again
         self._cache.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
 
-    def vectors(self, texts: Sequence[str], side: Side) -> Tensor:
-        """float32 (texts, k, dim), L2-normalised up to float16's rounding."""
+    def vectors(self, texts: Sequence[str], side: Side) -> list[Tensor]:
+        """float32 (k or fewer, dim) per text, L2-normalised up to float16's rounding."""
         keys = [hashlib.sha256(f"{side}\0{text}".encode("utf-8", "surrogatepass")).digest()[:16] for text in texts]
         known = self._lookup(sorted(set(keys)))
         unknown = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
@@ -49,9 +49,8 @@ class Teacher:
         self._cache.execute("BEGIN IMMEDIATE")
         self._cache.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", [(key, known[key]) for key in computed])
         self._cache.execute("COMMIT")
-        shape = (len(texts), self.config.k(side), self.config.dim)
-        stored = np.frombuffer(b"".join(known[key] for key in keys), dtype=np.float16).reshape(shape)
-        return torch.from_numpy(stored.astype(np.float32)).to(self.identity.device)
+        stored = (np.frombuffer(known[key], dtype=np.float16).reshape(-1, self.config.dim) for key in keys)
+        return [torch.from_numpy(vectors.astype(np.float32)).to(self.identity.device) for vectors in stored]
 
     def _lookup(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = {}

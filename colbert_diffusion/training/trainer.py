@@ -7,9 +7,10 @@ A run lives in `OUT.training` beside its target: `run.json` (what it is), `log.j
 import itertools
 import json
 import platform
+import random
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -27,7 +28,8 @@ from ..evaluation.exact import exact_run
 from ..evaluation.measuring import evaluate
 from ..files import folder_aside, read_json, write_json
 from ..progress import note, progress_bar
-from .data import Source, Stream, data_hash, read_source
+from .data import Example, Source, Stream, data_hash, read_source
+from .grouping import grouped
 from .log import Log, draw_curves
 from .mining import mine
 from .model import LiveCheckpoint, TrainableModel
@@ -136,7 +138,12 @@ class _Run:
         groups = parameter_groups(self.parameters, recipe)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
         self.schedule = LambdaLR(self.optimizer, lambda step: rate_at(step, recipe))
-        teacher = Teacher(recipe, accelerator.device, out.parent) if recipe.teacher_weight else None
+        teacher = None if recipe.teacher is None else Teacher(recipe, accelerator.device, out.parent)
+        if teacher is not None and recipe.coverage and teacher.config.dim != self.model.config.dim:
+            raise UserError(
+                f"coverage compares vectors with the teacher's, of dim {teacher.config.dim}; the checkpoint's dim is "
+                f"{self.model.config.dim}: convert the teacher with --dim {self.model.config.dim}, or set coverage to 0"
+            )
         self.step = TrainingStep(self.model, recipe, accelerator, teacher)
         self.about = self._describe(teacher)
         self.best: dict[str, Any] = {}
@@ -157,13 +164,13 @@ class _Run:
         done = self._claim()
         self.accelerator.wait_for_everyone()
         log = Log(self.work / "log.jsonl", done) if self.accelerator.is_main_process else None
-        examples = self.examples.iterate(start=done * self.recipe.batch)
+        batches = draw_batches(self.examples, self.recipe, self.step.teacher, done)
         main = self.accelerator.is_main_process
         with progress_bar(self.recipe.steps, "train", show=self.show and main, unit=" steps") as progress:
             progress.update(done)
             for step in range(done + 1, self.recipe.steps + 1):
                 started = time.monotonic()
-                losses = self.step(list(itertools.islice(examples, self.recipe.batch)), step)
+                losses = self.step(next(batches), step)
                 self._update(losses)
                 seconds = time.monotonic() - started
                 if log is not None:
@@ -258,6 +265,22 @@ class _Run:
             "versions": versions,
             "command": self.command,
         }
+
+
+def draw_batches(examples: Stream, recipe: Recipe, teacher: Teacher | None, done: int) -> Iterator[list[Example]]:
+    """The batches after the first `done`; like passages share one where the recipe groups them."""
+    batch, pool = recipe.batch, recipe.grouped
+    stream = examples.iterate(start=done // pool * pool * batch)
+    skipped = done % pool
+    while True:
+        drawn = list(itertools.islice(stream, pool * batch))
+        groups = [list(range(len(drawn)))]
+        if pool > 1 and teacher is not None:
+            vectors = teacher.vectors([example.passages[0] for example in drawn], "passage")
+            groups = grouped(torch.stack([own.mean(dim=0) for own in vectors]), batch)
+            random.Random(f"{recipe.seed} {drawn[0].query}").shuffle(groups)
+        yield from ([drawn[i] for i in group] for group in groups[skipped:])
+        skipped = 0
 
 
 def rate_at(step: int, recipe: Recipe) -> float:

@@ -1,12 +1,15 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
 
 from colbert_diffusion.errors import UserError
 from colbert_diffusion.training.losses import (
     Targets,
+    coverage_loss,
     dense_losses,
     diffusion_loss,
     distill,
@@ -15,6 +18,7 @@ from colbert_diffusion.training.losses import (
     maxsim,
     nested_losses,
     prefix,
+    ragged_maxsim,
     word_activations,
 )
 from colbert_diffusion.training.recipe import Recipe
@@ -38,6 +42,32 @@ def test_maxsim_is_the_mean_over_query_vectors_of_the_best_passage_vector() -> N
         for j in range(5):
             best = [max(float(a @ b) for b in passages[j]) for a in queries[i]]
             assert float(scores[i, j]) == pytest.approx(sum(best) / 4, abs=1e-6)
+
+
+def test_vectors_that_a_text_does_not_have_never_score() -> None:
+    queries, passages = [unit(2, 8), unit(4, 8)], [-unit(1, 8).abs(), unit(6, 8), unit(3, 8)]
+    scores = ragged_maxsim(pad_sequence(queries, batch_first=True), pad_sequence(passages, batch_first=True))
+    for i, query in enumerate(queries):
+        for j, passage in enumerate(passages):
+            assert float(scores[i, j]) == pytest.approx(float(maxsim(query[None], passage[None])), abs=1e-6)
+    assert float(ragged_maxsim(queries[0].abs()[None], passages[0][None])) < 0
+
+
+def test_coverage_is_what_the_nearest_vector_lacks_of_each_of_the_teachers() -> None:
+    vectors, teacher = unit(2, 3, 8), [unit(5, 8), unit(2, 8)]
+    parts = [1 - float((t @ v.T).amax(dim=1).mean()) for v, t in zip(vectors, teacher, strict=True)]
+    assert float(coverage_loss(vectors, pad_sequence(teacher, batch_first=True))) == pytest.approx(sum(parts) / 2, abs=1e-6)
+    assert float(coverage_loss(torch.stack([teacher[1]]), teacher[1][None])) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_prefix_covers_the_teachers_prefix() -> None:
+    queries, passages = unit(2, 4, 8), unit(2, 6, 8)
+    targets = replace(in_batch(2), covered=(queries, passages))
+    recipe = Recipe(contrastive=0, coverage=2, teacher="t")
+    cut = dense_losses(prefix(queries, 4, 4), prefix(passages, 6, 4), targets, recipe)
+    assert float(cut["coverage"]) == pytest.approx(0, abs=1e-6)
+    first = dense_losses(queries, passages[:, :1], targets, recipe)
+    assert float(first["coverage"]) == pytest.approx(float(coverage_loss(passages[:, :1], passages)), abs=1e-6)
 
 
 def test_infonce_is_the_cross_entropy_of_the_positive_among_what_is_not_excluded() -> None:
@@ -103,6 +133,7 @@ def test_masked_words_weigh_one_over_their_texts_mask_ratio() -> None:
 
 
 def test_a_recipe_that_trains_nothing_or_contradicts_itself_is_refused() -> None:
-    for wrong in ({"contrastive": 0.0}, {"teacher_weight": 1.0}, {"scores": 1.0}, {"temperature": 0.0}, {"steps": 0}):
+    taught: list[dict[str, float]] = [{"teacher_weight": 1.0}, {"coverage": 1.0}, {"grouped": 4}]
+    for wrong in (*taught, {"contrastive": 0.0}, {"scores": 1.0}, {"temperature": 0.0}, {"steps": 0}):
         with pytest.raises(UserError):
-            Recipe(**wrong)
+            Recipe(**wrong)  # type: ignore[arg-type]

@@ -1,3 +1,4 @@
+import itertools
 import os
 import shutil
 import signal
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig
+from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig, convert
 from colbert_diffusion.errors import UserError
 from colbert_diffusion.evaluation.benchmarks import read_benchmark
 from colbert_diffusion.evaluation.exact import Cell, cell_runs, exact_run
@@ -20,7 +22,10 @@ from colbert_diffusion.evaluation.plaid import build_index, plaid_run
 from colbert_diffusion.training.data import read_source
 from colbert_diffusion.training.log import read_log
 from colbert_diffusion.training.recipe import Recipe
-from colbert_diffusion.training.trainer import Data, rate_at, train
+from colbert_diffusion.training.teacher import Teacher
+from colbert_diffusion.training.trainer import Data, draw_batches, rate_at, train
+
+from ..conftest import make_texts
 
 RECIPE = Recipe(
     steps=20,
@@ -163,6 +168,40 @@ def test_a_teacher_is_asked_once_per_text_over_all_runs(
     train(tiny_checkpoint, Data([pairs]), tmp_path / "second", taught)
     assert len(encoded) == 400
     assert losses(tmp_path / "first") == losses(tmp_path / "second")
+
+
+def test_grouped_batches_are_each_epochs_examples_once_and_are_resumed_inside_a_pool(
+    tiny_checkpoint: Path, pairs: Path, tmp_path: Path, short: Recipe
+) -> None:
+    recipe = replace(short, teacher=str(tiny_checkpoint), grouped=3, batch=10)
+    stream, teacher = Data([pairs]).stream(recipe), Teacher(recipe, torch.device("cpu"), tmp_path)
+    batches = list(itertools.islice(draw_batches(stream, recipe, teacher, 0), 6))
+    plain = itertools.islice(stream.iterate(), 60)
+    assert sorted(example.query for batch in batches for example in batch) == sorted(example.query for example in plain)
+    assert batches[0] != list(itertools.islice(stream.iterate(), 10))
+    assert next(draw_batches(stream, recipe, teacher, 4)) == batches[4]
+
+
+def test_coverage_needs_a_teacher_of_the_same_dim(
+    tiny_checkpoint: Path, tiny_config: DiffusionConfig, pairs: Path, tmp_path: Path, short: Recipe
+) -> None:
+    taught = replace(short, teacher=str(tiny_checkpoint), coverage=1.0)
+    train(tiny_checkpoint, Data([pairs]), tmp_path / "out", taught)
+    assert all(step["coverage"] > 0 for step in losses(tmp_path / "out"))
+    convert(tiny_config.backbone, tmp_path / "other", dim=8, fit_on=make_texts(20))
+    with pytest.raises(UserError, match="of dim 8; the checkpoint's dim is 16"):
+        train(tiny_checkpoint, Data([pairs]), tmp_path / "wrong", replace(taught, teacher=str(tmp_path / "other")))
+
+
+def test_token_vectors_teach_texts_of_different_lengths(
+    tiny_checkpoint: Path, tiny_config: DiffusionConfig, pairs: Path, tmp_path: Path, short: Recipe
+) -> None:
+    convert(tiny_config.backbone, tmp_path / "tokens", readout="tokens", dim=16, query_max_length=16, passage_max_length=48)
+    taught = replace(short, teacher=str(tmp_path / "tokens"), coverage=1.0, teacher_weight=1.0, grouped=2, steps=8)
+    train(tiny_checkpoint, Data([pairs]), tmp_path / "out", taught)
+    seen = losses(tmp_path / "out")
+    assert seen[-1]["coverage"] < seen[0]["coverage"]
+    assert seen[-1]["teacher"] < seen[0]["teacher"]
 
 
 def test_hard_negatives_are_mined_first_and_trained_on(
