@@ -50,6 +50,7 @@ def convert(
     k_passage: int | None = None,
     mask_position: int | None = None,
     merge_above: float | None = None,
+    nbits: int | None = None,
     query_max_length: int | None = None,
     passage_max_length: int | None = None,
     prompts: Mapping[str, Mapping[str, Any]] | None = None,
@@ -67,6 +68,7 @@ def convert(
             whose vectors masked positions shall learn.
         backbone: where the release's base is, if not where its adapter says.
         merge_above: cosine above which passage vectors are merged.
+        nbits: bits per dimension that an index of this checkpoint gets unless it is told otherwise; None: the source's, or 2.
         family, readout, k_query (4), k_passage (16), mask_position, prompts: for a bare backbone; `prompts` has
             "query" and "passage", each with prefix, suffix and tail as text or ids.
         query_max_length, passage_max_length: for a bare backbone, in tokens of prompt and text; None: 512, or what
@@ -81,7 +83,8 @@ def convert(
     folder = locate(source)
     if layout_of(folder) is CHECKPOINT:
         config = DiffusionConfig.load(folder).prefix(k_query=k_query, k_passage=k_passage, dim=dim)
-        _write_prefix(target, folder, replace(config, merge_above=merge_above or config.merge_above))
+        merge_above = merge_above or config.merge_above
+        _write_prefix(target, folder, replace(config, merge_above=merge_above, search=_recommended(config, nbits)))
         return DiffusionCheckpoint(target)
     dim = dim or 128
     if layout_of(folder) is RELEASED:
@@ -112,8 +115,16 @@ def convert(
         encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size), Projection())
         projection = fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show_progress_bar), dim)
     kind = "none" if projection.weight is None else "pca"
-    _write(target, replace(config, dim=dim, projection=kind, merge_above=merge_above), projection, carried)
+    config = replace(config, dim=dim, projection=kind, merge_above=merge_above, search=_recommended(config, nbits))
+    _write(target, config, projection, carried)
     return DiffusionCheckpoint(target)
+
+
+def _recommended(config: DiffusionConfig, nbits: int | None) -> Mapping[str, float]:
+    """The config's search settings, with these bits if any."""
+    if nbits not in (None, 1, 2, 4, 8):
+        raise UserError(f"nbits is {nbits}, expected 1, 2, 4 or 8")
+    return config.search if nbits is None else {**config.search, "nbits": nbits}
 
 
 def _released_config(folder: Path, backbone: str | None) -> DiffusionConfig:

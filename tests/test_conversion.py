@@ -106,7 +106,10 @@ def test_a_nested_checkpoints_prefix_is_a_checkpoint_of_its_own(tiny_config: Dif
     assert (prefix.config.k_passage, prefix.config.masks("passage")) == (3, 8)
     for some, every in zip(prefix.encode_document(texts), whole, strict=True):
         np.testing.assert_allclose(some, every[:3], atol=1e-6)
-    merged = convert(str(tmp_path / "nested"), tmp_path / "merged", merge_above=0.5)
+    merged = convert(str(tmp_path / "nested"), tmp_path / "merged", merge_above=0.5, nbits=4)
+    assert merged.config.search["nbits"] == 4
+    with pytest.raises(UserError, match="nbits is 3"):
+        convert(str(tmp_path / "nested"), tmp_path / "odd", nbits=3)
     assert sum(map(len, merged.encode_document(texts))) < sum(map(len, whole))
 
 
