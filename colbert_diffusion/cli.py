@@ -92,6 +92,27 @@ def index(
 
 
 @app.command()
+def plan(
+    ctx: typer.Context,
+    passages: Annotated[int, typer.Option(help="How many there are; MS MARCO: 8841823.", min=1, show_default=False)],
+    k: Annotated[int | None, typer.Option(help="Vectors per passage; default: the checkpoint's, or 16.", min=1)] = None,
+    dim: Annotated[int | None, typer.Option(help="Size of a vector; default: the checkpoint's, or 128.", min=1)] = None,
+    nbits: Annotated[int | None, typer.Option(help="Bits per dimension; default: the checkpoint's, or 2.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint to time the encoding with.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs, one process each; default: those here.", min=0)] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what an index will take: disk, memory, hours on this machine, the limits it hits. Exit code 1 when it cannot be."""
+    with _quiet(ctx):
+        from .planning import make_plan
+
+        planned = make_plan(passages, k, dim, nbits, checkpoint, gpus)
+    print(json.dumps(planned.as_json()) if as_json else "\n".join(planned.lines()))
+    if planned.refused:
+        raise typer.Exit(1)
+
+
+@app.command()
 def search(
     ctx: typer.Context,
     index: Annotated[Path, typer.Argument(help="Index folder.", show_default=False)],
