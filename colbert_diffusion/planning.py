@@ -106,7 +106,7 @@ def size(count: float) -> str:
     """Bytes for people, in powers of 1000."""
     for unit in ("B", "KB", "MB"):
         if count < 1000:
-            return f"{count:.3g} {unit}"
+            return f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:,.1f} GB"
 
@@ -170,15 +170,15 @@ def hours(shape: Shape, rates: Rates) -> dict[str, float]:
     return {stage: value / 3600 for stage, value in seconds.items()}
 
 
-def shortages(shape: Shape, memory: Bytes, *, free_disk: int, available: int | None) -> Iterator[str]:
+def shortages(shape: Shape, memory: Bytes, place: Path, *, free: int, available: int | None) -> Iterator[str]:
     """What this machine lacks.
 
     Args:
         memory: as `memory_bytes` gives it.
-        free_disk, available: bytes of disk and of memory; None where that is not known.
+        free, available: bytes of disk in `place`, and of memory; None where that is not known.
     """
-    if (peak := peak_disk(shape)) > free_disk:
-        yield f"{size(peak)} of disk are needed, {size(free_disk)} are free in {Path.cwd()}; free some, or work elsewhere"
+    if (peak := peak_disk(shape)) > free:
+        yield f"{size(peak)} of disk are needed, {size(free)} are free in {place}; free some, or choose another place"
     for stage, count in memory.items():
         if available is not None and count > available:
             yield f"{stage} holds {size(count)}, {size(available)} of memory are available; choose a smaller dim or k"
@@ -206,6 +206,7 @@ def make_plan(
     nbits: int | None = None,
     checkpoint: str | None = None,
     gpus: int | None = None,
+    index: Path | None = None,
 ) -> Plan:
     """Plan an index, and time its steps on this machine for about half a minute.
 
@@ -213,6 +214,7 @@ def make_plan(
         k, dim, nbits: None: the checkpoint's own, else 16, 128 and 2.
         checkpoint: folder or hub id; with one, encoding is timed too.
         gpus: how many there will be; None: those that are here.
+        index: where the index will be; None: in the current folder.
 
     Raises:
         UserError: a number below 1, or k or dim that are not the checkpoint's.
@@ -239,7 +241,9 @@ def make_plan(
         if checkpoint is not None:
             said.append(f"encoding is timed on passages of {MEAN_CHARACTERS} characters on average, as MS MARCO's")
     memory = memory_bytes(shape, weights)
-    refused += shortages(shape, memory, free_disk=shutil.disk_usage(Path.cwd()).free, available=memory_available())
+    place = (index or Path()).absolute()
+    place = next(folder for folder in (place, *place.parents) if folder.is_dir())
+    refused += shortages(shape, memory, place, free=shutil.disk_usage(place).free, available=memory_available())
     timed = None if rates is None else hours(shape, rates)
     return Plan(shape, index_bytes(shape), building_bytes(shape), memory, timed, refused, [*notes(shape), *said])
 

@@ -113,10 +113,10 @@ def test_limits_that_are_worked_around_say_what_it_costs() -> None:
 
 def test_disk_and_memory_that_are_not_there_are_named() -> None:
     memory = memory_bytes(MSMARCO, weights=15 * 10**9)
-    assert not list(shortages(MSMARCO, memory, free_disk=43 * 10**9, available=16 * 10**9))
-    assert not list(shortages(MSMARCO, memory, free_disk=43 * 10**9, available=None))
-    disk, encoding, sample = shortages(MSMARCO, memory, free_disk=41 * 10**9, available=8 * 10**9)
-    assert disk.startswith("42.0 GB of disk are needed, 41.0 GB are free")
+    assert not list(shortages(MSMARCO, memory, Path("/data"), free=43 * 10**9, available=16 * 10**9))
+    assert not list(shortages(MSMARCO, memory, Path("/data"), free=43 * 10**9, available=None))
+    disk, encoding, sample = shortages(MSMARCO, memory, Path("/data"), free=41 * 10**9, available=8 * 10**9)
+    assert disk.startswith("42.0 GB of disk are needed, 41.0 GB are free in /data")
     assert encoding.startswith("encoding holds 15.2 GB, 8.0 GB of memory are available")
     assert sample.startswith("k-means sample holds 8.5 GB")
 
