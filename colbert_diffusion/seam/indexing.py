@@ -207,6 +207,8 @@ def _prepare_vectors(places: Places, source: VectorFiles | CheckpointIdentity, t
 def _read(collection: str | Path | Sequence[str]) -> Sequence[str]:
     if isinstance(collection, str | Path):
         return read_collection(collection)
+    if isinstance(collection, Passages):
+        return collection
     texts = Held(collection)
     if not texts:
         raise UserError("the collection is empty; an index needs passages")
