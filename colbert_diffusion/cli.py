@@ -56,6 +56,7 @@ def index(
     checkpoint: Checkpoint = None,
     vectors: Annotated[Path | None, typer.Option(help="Vector files made by `encode` from the same texts.")] = None,
     nbits: Annotated[int | None, typer.Option(help="Bits per dimension: 1, 2, 4 or 8; default: the checkpoint's.")] = None,
+    ranks: Annotated[int, typer.Option(help="Processes that share the work; with GPUs, one each.", min=1)] = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace an index that is there, once the new one is complete.")] = False,
     skip_bad: Annotated[bool, typer.Option(help="Leave malformed lines out and write them to TEXTS.skipped.")] = False,
     as_json: Json = False,
@@ -71,7 +72,7 @@ def index(
         from .seam.indexing import Indexer
 
         config = ColBERTConfig() if nbits is None else ColBERTConfig(nbits=nbits)
-        with Run().context(RunConfig(index_root=str(index.absolute().parent))):
+        with Run().context(RunConfig(index_root=str(index.absolute().parent), nranks=ranks)):
             indexer = Indexer(str(vectors) if vectors else checkpoint, config)
             path = Path(indexer.index(index.name, collection, overwrite=overwrite))
     about = json.loads((path / "metadata.json").read_text())
@@ -89,6 +90,28 @@ def index(
             "seconds": round(time.monotonic() - started, 1),
         },
     )
+
+
+@app.command()
+def plan(
+    ctx: typer.Context,
+    passages: Annotated[int, typer.Option(help="How many there are; MS MARCO: 8841823.", min=1, show_default=False)],
+    k: Annotated[int | None, typer.Option(help="Vectors per passage; default: the checkpoint's, or 16.", min=1)] = None,
+    dim: Annotated[int | None, typer.Option(help="Size of a vector; default: the checkpoint's, or 128.", min=1)] = None,
+    nbits: Annotated[int | None, typer.Option(help="Bits per dimension; default: the checkpoint's, or 2.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint to time the encoding with.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs, one process each; default: those here.", min=0)] = None,
+    index: Annotated[Path, typer.Option(help="Where the index will be: is there room?")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Say what an index will take: disk, memory, hours on this machine, the limits it hits. Exit code 1 when it cannot be."""
+    with _quiet(ctx):
+        from .planning import make_plan
+
+        planned = make_plan(passages, k, dim, nbits, checkpoint, gpus, index)
+    print(json.dumps(planned.as_json()) if as_json else "\n".join(planned.lines()))
+    if planned.refused:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -4,7 +4,7 @@ Every fault is one line with file and line number, raised before any work is don
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, overload
 from .errors import UserError
 from .fingerprint import of_texts
 from .lines import PACKED, LineFile, unpacked
+from .lookup import Lookup
 
 COLLECTION_FILE = "collection.tsv"  # in an index: the copy of a collection that is no TSV of its own
 
@@ -67,6 +68,10 @@ class Passages(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         return (entry.text for entry in self._entries())
 
+    def key(self, pid: int) -> str:
+        """A passage's id in the file."""
+        return self._entry(pid).key
+
     def keys(self) -> Iterator[str]:
         """The ids in the file, in the pids' order."""
         return (entry.key for entry in self._entries())
@@ -83,6 +88,58 @@ class Passages(Sequence[str]):
     @cached_property
     def fingerprint(self) -> str:
         return of_texts(self)
+
+
+class Documents(Mapping[str, str]):
+    """A collection by the ids in its file; in memory are 16 bytes a passage.
+
+    Raises:
+        UserError: an id occurs twice.
+    """
+
+    def __init__(self, passages: Passages) -> None:
+        self.texts = passages
+        self.ids = _Keys(passages)
+        self._lookup = Lookup(passages.keys(), len(passages), passages.key)
+        if self._lookup.repeats():
+            raise UserError(f"{passages.path}: an id occurs twice")
+
+    def __getitem__(self, key: str) -> str:
+        place = self._lookup.find(key)
+        if place is None:
+            raise KeyError(key)
+        return self.texts[place]
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._lookup.find(key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return self.texts.keys()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class _Keys(Sequence[str]):
+    """The ids of passages, by pid."""
+
+    def __init__(self, passages: Passages) -> None:
+        self._passages = passages
+
+    def __len__(self) -> int:
+        return len(self._passages)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self._passages.key(pid) for pid in range(*index.indices(len(self)))]
+        return self._passages.key(index)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._passages.keys()
 
 
 class Held(list[str]):
@@ -148,13 +205,19 @@ def read_queries(path: str | Path) -> dict[str, str]:
     return _by_id(_find(Path(path), "queries.jsonl"), "query", "queries")
 
 
-def read_documents(path: str | Path) -> dict[str, str]:
+def read_documents(path: str | Path) -> Mapping[str, str]:
     """Passages by the id in the file, in file order; texts as `read_collection` gives them, ids any that are unique.
+
+    Read from the file when they are asked for; those of a `.tsv` whose ids do not count its lines are held in memory.
 
     Raises:
         UserError: as `read_collection`, or an id that occurs twice.
     """
-    return _by_id(_find(Path(path), "corpus.jsonl"), "document", "passages")
+    path = _find(Path(path), "corpus.jsonl")
+    try:
+        return Documents(Passages(path))
+    except UserError:  # which is raised again, by line, where it is more than such ids
+        return _by_id(path, "document", "passages")
 
 
 def _by_id(path: Path, kind: str, plural: str) -> dict[str, str]:
@@ -248,7 +311,7 @@ def _parse_json(number: int, line: str) -> Entry:
     return Entry(str(entry.get("_id", entry.get("id", number - 1))), f"{title} {text}" if title else text)
 
 
-def write_tsv(path: Path, texts: Sequence[str]) -> None:
+def write_tsv(path: Path, texts: Iterable[str]) -> None:
     """Write a collection that ColBERT's own reader opens; tabs and line breaks inside a text become spaces."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for pid, text in enumerate(texts):

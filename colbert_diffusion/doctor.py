@@ -262,7 +262,7 @@ def check_disk(name: str) -> Finding:
 
 def check_memory(name: str) -> Finding:
     """Memory available now."""
-    available = _memory_available()
+    available = memory_available()
     if available is None:
         return Finding(name, "ok", "unknown on this platform")
     detail = f"{available / GB:.1f} GB available"
@@ -271,7 +271,8 @@ def check_memory(name: str) -> Finding:
     return Finding(name, "ok", detail)
 
 
-def _memory_available() -> int | None:
+def memory_available() -> int | None:
+    """Bytes; None where the platform does not say."""
     if MEMINFO.is_file():  # it counts what caches would give back; sysconf does not
         for line in MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable:"):

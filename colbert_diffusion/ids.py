@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from .collection import Passages
 from .errors import UserError
 from .files import written_aside
 from .lines import LineFile
+from .lookup import Lookup, hash_of
 
 IDS_FILE = "ids.txt"
 
@@ -55,23 +55,13 @@ class Ids:
         if self._lines is None:
             known = identifier.isdecimal() and str(int(identifier)) == identifier and int(identifier) < self._passages
             return int(identifier) if known else None
-        hashes, order = self._by_hash
-        digest = _hash(identifier)
-        for place in range(int(np.searchsorted(hashes, digest)), len(hashes)):
-            if hashes[place] != digest:
-                return None
-            pid = int(order[place])
-            if self._lines[pid].decode("utf-8") == identifier:
-                return pid
-        return None
+        return self._lookup.find(identifier)
 
     @cached_property
-    def _by_hash(self) -> tuple[Sequence[np.uint64], Sequence[np.int64]]:
-        """The ids' hashes, ascending, and whose they are: 16 bytes a passage, made when ids are first looked up."""
-        lines = self._lines or ()
-        hashes = np.fromiter((_hash(line.decode("utf-8")) for line in lines), dtype=np.uint64, count=len(lines))
-        order = np.argsort(hashes, kind="stable")
-        return hashes[order], order  # type: ignore[return-value]
+    def _lookup(self) -> Lookup:
+        """Made when ids are first looked up."""
+        lines: Sequence[bytes] = self._lines or ()
+        return Lookup((line.decode("utf-8") for line in lines), len(lines), lambda pid: lines[pid].decode("utf-8"))
 
 
 def write_ids(path: Path, passages: Passages) -> None:
@@ -87,7 +77,7 @@ def write_ids(path: Path, passages: Passages) -> None:
             if "\n" in identifier or "\r" in identifier:
                 raise UserError(f"{passages.path}, line {pid + 1}: the id {identifier!r:.60} has a line break; remove it")
             are_pids = are_pids and identifier == str(pid)
-            hashes[pid] = _hash(identifier)
+            hashes[pid] = hash_of(identifier)
             file.write(identifier + "\n")
     if len(np.unique(hashes)) < len(hashes):
         path.unlink()
@@ -105,7 +95,3 @@ def _name_repeated(passages: Passages) -> None:
                 f"{passages.path}, line {number}: the id {identifier!r:.60} is also on line {first}; make the ids unique"
             )
         seen[identifier] = number
-
-
-def _hash(identifier: str) -> int:
-    return int.from_bytes(blake2b(identifier.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

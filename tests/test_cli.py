@@ -40,6 +40,13 @@ def test_encode_index_and_search_end_to_end(collection: Path, tiny_checkpoint: P
     assert "#>" not in table.stdout + table.stderr  # ColBERT's own chatter
 
 
+def test_two_processes_share_an_index(collection: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = run("index", collection, tmp_path / "i", "--checkpoint", tiny_checkpoint, "--ranks", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["passages"] == 150  # one line: the other process has not run the command again
+    assert len(list((tmp_path / "i").glob("*.codes.pt"))) == 2
+
+
 def test_convert_from_the_command_line(collection: Path, tmp_path: Path) -> None:
     done = run("convert", PARITY / "released-dream", tmp_path / "c", "--dim", 32, "--fit-on", collection)
     assert done.returncode == 0, done.stderr

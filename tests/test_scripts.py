@@ -2,20 +2,24 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig
+from colbert_diffusion.evaluation import read_run
 from colbert_diffusion.lexical import content_words
 from colbert_diffusion.vectors import VectorFiles
 
-from .conftest import HIDDEN
+from .conftest import HIDDEN, make_texts
 from .evaluation.conftest import write_beir
 from .training.conftest import make_examples
 
@@ -197,3 +201,125 @@ def test_a_head_that_says_each_passages_own_words_scores_1(
     passages.write_text("0\tthe dog\n")
     with pytest.raises(SystemExit, match="error: 1 passages: another passage to compare with needs at least 2"):
         load("words").main([str(tiny_checkpoint), str(passages)])
+
+
+# index_msmarco.sh ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def msmarco(tmp_path: Path) -> Path:
+    """A tiny folder as MS MARCO publishes it: queries q0, q1, ... are cut from passages 0, 5, ...; q1 has another one, 55."""
+    texts = make_texts(60, seed=3)
+    folder = tmp_path / "msmarco"
+    folder.mkdir()
+    (folder / "collection.tsv").write_text("".join(f"{pid}\t{text}\n" for pid, text in enumerate(texts)))
+    queries = [f"q{i}\t{' '.join(texts[5 * i].split()[:8])}\n" for i in range(12)]
+    (folder / "queries.dev.small.tsv").write_text("".join(queries))
+    (folder / "qrels.dev.small.tsv").write_text("".join(f"q{i}\t0\t{5 * i}\t1\n" for i in range(12)) + "q1\t0\t55\t1\n")
+    return folder
+
+
+def index_msmarco(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    root = Path(__file__).parents[1]
+    variables = {**os.environ, "PYTHON": sys.executable, "DATA": str(folder), **environment}
+    command = ["bash", str(root / "scripts" / "index_msmarco.sh"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
+
+
+def test_ms_marco_is_planned_indexed_and_measured_on_the_queries_it_can_answer(msmarco: Path, tiny_checkpoint: Path) -> None:
+    done = index_msmarco(msmarco, "--limit", "50", CHECKPOINT=str(tiny_checkpoint))
+    assert done.returncode == 0, done.stderr
+    assert "of 12 judged queries 9 have all relevant passages among the first 50" in done.stderr
+    assert "50 passages x 8 vectors x 16 dimensions at 2 bits" in done.stdout
+    for measure in ("RR@10", "R@50", "R@1000"):
+        assert measure in done.stdout
+    found = read_run(msmarco / "first-50.index.dev" / "plaid.trec")
+    assert list(found) == ["q0", *(f"q{i}" for i in range(2, 10))]
+    assert {int(pid) for ranking in found.values() for pid, _ in ranking} <= set(range(50))
+    means = json.loads((msmarco / "first-50.index.dev" / "measures.json").read_text())["means"]["plaid"]
+    assert means["RR@10"] > 0.3  # the queries are the passages' first words
+
+    again = index_msmarco(msmarco, "--limit", "50", CHECKPOINT=str(tiny_checkpoint))
+    assert "dimensions" not in again.stdout  # neither planned nor indexed again
+    assert read_run(msmarco / "first-50.index.dev" / "plaid.trec") == found
+
+
+def test_a_folder_that_is_not_ms_marcos_is_refused_without_a_limit(msmarco: Path) -> None:
+    done = index_msmarco(msmarco)
+    assert done.returncode == 1
+    assert "collection.tsv has 60 lines, MS MARCO's has 8,841,823" in done.stderr
+    for limit, message in (("100", "has 60 passages; lower --limit 100"), ("0", "no query can be answered")):
+        done = index_msmarco(msmarco, "--limit", limit)
+        assert done.returncode == 1
+        assert message in done.stderr
+    assert sorted(path.suffix for path in msmarco.iterdir() if not path.name.startswith(".")) == [".tsv"] * 3
+
+
+def test_absent_files_are_written_as_ms_marco_publishes_them(
+    msmarco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fields(name: str) -> list[list[str]]:
+        return [line.split("\t") for line in (msmarco / name).read_text().splitlines()]
+
+    dataset = SimpleNamespace(
+        docs_iter=lambda: [SimpleNamespace(doc_id=pid, text=text) for pid, text in fields("collection.tsv")],
+        queries_iter=lambda: [SimpleNamespace(query_id=qid, text=text) for qid, text in fields("queries.dev.small.tsv")],
+        qrels_iter=lambda: [
+            SimpleNamespace(query_id=qid, doc_id=pid, relevance=int(grade))
+            for qid, _, pid, grade in fields("qrels.dev.small.tsv")
+        ],
+    )
+    monkeypatch.setitem(sys.modules, "ir_datasets", SimpleNamespace(load=lambda name: dataset))
+    script, out = load("msmarco"), tmp_path / "fetched"
+    script.main([str(out), "--limit", "60"])
+    for name in script.LINES:
+        assert (out / name).read_text() == (msmarco / name).read_text()
+    assert set(script.LINES) == {path.name for path in (out / "first-60").iterdir()}
+
+
+# compare_projections.py ---------------------------------------------------------------------------------------
+
+
+def test_projections_are_compared_with_the_states_themselves_and_each_text_is_encoded_once(
+    tiny_checkpoint: Path, beir: Path, encoded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load("compare_projections")
+    script.main([str(tiny_checkpoint), str(beir), "--dim", "4,16"])
+    table = rows(capsys.readouterr().out)
+    kinds = ["PCA", "random orthogonal", "none, first coordinates"]
+    assert [row[1:3] for row in table] == [["none", "16"], *([kind, dim] for dim in ("4", "16") for kind in kinds)]
+    kept = {(row[1], row[2]): float(row[3]) for row in table}
+    assert kept["PCA", "4"] > kept["random orthogonal", "4"]
+    assert all(kept[kind, "16"] > 0.98 for kind in kinds)  # rotations: rounding may turn ties
+    assert float(table[0][4]) == pytest.approx(float(table[-1][4]), abs=1e-3)
+    assert len(encoded) == 2 * len(EXAMPLES)
+    with pytest.raises(SystemExit, match="--dim 32: the backbone has 16 dimensions"):
+        script.main([str(tiny_checkpoint), str(beir), "--dim", "32"])
+
+
+def test_kept_order_is_the_share_of_the_yardsticks_best() -> None:
+    yardstick = {"q": [("a", 2.0), ("b", 1.0)], "r": [("c", 1.0), ("d", 0.5)]}
+    assert (
+        load("compare_projections").kept_order({"q": [("b", 9.0), ("a", 8.0)], "r": [("x", 1.0), ("d", 0.1)]}, yardstick)
+        == 0.75
+    )
+
+
+def test_a_random_projection_is_orthogonal() -> None:
+    weight = load("compare_projections").random_orthogonal(8, 20, seed=1).weight
+    torch.testing.assert_close(weight @ weight.T, torch.eye(8))
+
+
+# bench_memory.py ----------------------------------------------------------------------------------------------
+
+
+def test_memory_is_measured_for_every_step_and_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = load("bench_memory")
+    script.STEPS = {name: script.STEPS[name] for name in ("imports alone", "open, read all in order")}
+    script.main(["--lines", "10,2000", "--folder", str(tmp_path)])
+    table = rows(capsys.readouterr().out)
+    assert [row[:3] for row in table] == [
+        [lines, megabytes, step] for lines, megabytes in (("10", "0 MB"), ("2,000", "1 MB")) for step in script.STEPS
+    ]
+    assert all(int(cell.removesuffix(" MB")) > 5 for row in table for cell in row[3:5])
+    assert not list(tmp_path.iterdir())

@@ -1,11 +1,12 @@
 """Reading benchmarks: BEIR folders, MS MARCO folders, `ir_datasets` ids. Knows nothing about systems or measures."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..collection import read_documents, read_queries
+from ..collection import Documents, read_documents, read_queries
 from ..errors import UserError
 from .optional import need
 
@@ -20,7 +21,7 @@ class Benchmark:
     """Documents, the queries that somebody judged, and the judgements.
 
     Args:
-        documents: text by document id, in the order that makes a document's pid.
+        documents: text by document id, in the order that makes a document's pid; those of files stay there.
         queries: text by query id; only queries with a positive judgement.
         qrels: grades of these queries' judged documents.
         left_out: queries without a positive judgement; they are not run and count in no mean.
@@ -29,19 +30,19 @@ class Benchmark:
 
     name: str
     split: str
-    documents: dict[str, str]
+    documents: Mapping[str, str]
     queries: dict[str, str]
     qrels: Qrels
     left_out: int = 0
     missing: int = 0
 
     @property
-    def document_ids(self) -> list[str]:
-        return list(self.documents)
+    def document_ids(self) -> Sequence[str]:
+        return self.documents.ids if isinstance(self.documents, Documents) else list(self.documents)
 
     @property
-    def texts(self) -> list[str]:
-        return list(self.documents.values())
+    def texts(self) -> Sequence[str]:
+        return self.documents.texts if isinstance(self.documents, Documents) else list(self.documents.values())
 
 
 class Judgement(NamedTuple):
@@ -75,7 +76,7 @@ def read_benchmark(source: str | Path, split: str | None = None) -> Benchmark:
         there = "has neither corpus.jsonl nor collection.tsv" if folder.is_dir() else "is no folder"
         raise UserError(f"{folder} {there}; give a BEIR folder, an MS MARCO folder or {PREFIX}ID")
     split = _choose_split(folder, qrels, split)
-    judgements = _read_qrels(folder / qrels.format(split))
+    judgements = read_qrels(folder / qrels.format(split))
     asked = read_queries(folder / queries.format(split))
     return _assemble(folder.resolve().name, split, read_documents(folder / corpus), asked, judgements)
 
@@ -92,7 +93,7 @@ def _choose_split(folder: Path, pattern: str, asked: str | None) -> str:
     raise UserError(f"{folder} has no split {' or '.join(wanted)}; choose --split from: {', '.join(found)}")
 
 
-def _read_qrels(path: Path) -> Iterator[Judgement]:
+def read_qrels(path: Path) -> Iterator[Judgement]:
     """BEIR's three columns (with or without its header) or TREC's four, separated by tabs or spaces."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
@@ -135,7 +136,7 @@ def _joined(entry: Any) -> str:
 
 
 def _assemble(
-    name: str, split: str, documents: dict[str, str], queries: dict[str, str], judgements: Iterable[Judgement]
+    name: str, split: str, documents: Mapping[str, str], queries: dict[str, str], judgements: Iterable[Judgement]
 ) -> Benchmark:
     """Check that the three belong together, and leave out what nobody judged."""
     qrels: Qrels = {}
@@ -155,7 +156,7 @@ def _assemble(
             f"{name}: none of the {len(missing)} judged documents is in the collection (first: {min(missing)}); "
             f"its ids are like {next(iter(documents))}: are they of the same collection?"
         )
-    for key in (*kept, *documents):
+    for key in chain(kept, documents):
         if key.split() != [key]:
             raise UserError(f"{name}: id {key!r:.60} is empty or has white space, which a TREC run cannot hold; rename it")
     return Benchmark(name, split, documents, kept, {qid: qrels[qid] for qid in kept}, len(queries) - len(kept), len(missing))

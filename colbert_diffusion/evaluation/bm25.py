@@ -1,5 +1,7 @@
 """BM25 by bm25s: the lexical baseline."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..progress import note, progress_bar
@@ -24,7 +26,7 @@ def bm25_run(benchmark: Benchmark, depth: int = 1000) -> Run:
     stemmer = need("Stemmer", "BM25").Stemmer("english")
     settings = {"token_pattern": TOKEN, "stopwords": [], "stemmer": stemmer, "return_ids": False, "show_progress": False}
 
-    def tokens(texts: list[str]) -> list[list[str]]:
+    def tokens(texts: Sequence[str]) -> list[list[str]]:
         found: list[list[str]] = []
         with progress_bar(len(texts), "tokenize") as progress:
             for start in range(0, len(texts), SLICE):

@@ -88,10 +88,10 @@ def _encode(checkpoint: TextEncoder, benchmark: Benchmark) -> tuple[list[Vectors
     return queries, list(_in_slices(checkpoint.encode_document, benchmark.texts, "encode documents"))
 
 
-def _in_slices(encode: Callable[[list[str]], Sequence[Vectors]], texts: list[str], description: str) -> Iterator[Vectors]:
+def _in_slices(encode: Callable[[list[str]], Sequence[Vectors]], texts: Sequence[str], description: str) -> Iterator[Vectors]:
     with progress_bar(len(texts), description) as progress:
         for start in range(0, len(texts), ENCODED):
-            part = texts[start : start + ENCODED]
+            part = list(texts[start : start + ENCODED])
             for i, vectors in enumerate(encode(part), start):
                 if not len(vectors):
                     raise UserError(f"{description}: text {i} has no vectors; the encoder must give at least one")

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from ..collection import collection_fingerprint
 from ..errors import UserError
 from ..files import read_json
-from ..fingerprint import of_texts
 from ..manifest import read_manifest
 from ..progress import progress_bar
 from .benchmarks import Benchmark
@@ -66,5 +66,5 @@ def check_documents(index: Path, benchmark: Benchmark) -> None:
     passages = build.get("passages", round(about["num_embeddings"] / about["avg_doclen"]))
     if passages != len(benchmark.documents):
         raise UserError(f"{index} has {passages} passages, {benchmark.name} has {len(benchmark.documents)}; index it anew")
-    if build.get("collection") not in (None, of_texts(benchmark.texts)):
+    if build.get("collection") not in (None, collection_fingerprint(benchmark.texts)):
         raise UserError(f"{index} has {passages} passages as {benchmark.name}, but other texts or another order; index it anew")

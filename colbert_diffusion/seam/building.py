@@ -17,8 +17,9 @@ from colbert.indexing.collection_indexer import CollectionIndexer
 from colbert.indexing.index_saver import IndexSaver
 from torch import Tensor
 
+from .shape import QUANTILE_LIMIT, fitting_partitions
+
 CODEC_FILES = ("centroids.pt", "buckets.pt", "avg_residual.pt")
-QUANTILE_LIMIT = 2**24  # elements torch.quantile accepts
 
 
 class Saver(IndexSaver):  # type: ignore[misc]  # colbert has no types
@@ -99,10 +100,9 @@ class PlaidIndexer(CollectionIndexer):  # type: ignore[misc]  # colbert has no t
         self.config.configure(resume=False)
         super().setup()
         self.config.configure(resume=True)
-        vectors = int(self.num_sample_embs)
-        training = vectors - int(min(0.05 * vectors, 50_000))  # collection_indexer.py:250
-        if self.num_partitions > training:
-            self.num_partitions = 2 ** (training.bit_length() - 1)
+        partitions = fitting_partitions(self.num_partitions, int(self.num_sample_embs))
+        if partitions < self.num_partitions:
+            self.num_partitions = partitions
             self._save_plan()
 
     def _concatenate_and_split_sample(self) -> tuple[Tensor, Tensor]:

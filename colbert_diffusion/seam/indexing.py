@@ -21,7 +21,7 @@ from .. import fingerprint
 from ..backbones.sources import locate
 from ..checkpoint import check_dim, default_checkpoint
 from ..collection import COLLECTION_FILE, Held, Passages, collection_fingerprint, read_collection, write_tsv
-from ..config import COLBERT_FILE, RELEASED, VECTORS, layout_of
+from ..config import VECTORS
 from ..errors import MissingPackageError, UserError
 from ..files import read_json, write_json, written_aside
 from ..identity import CheckpointIdentity, identify
@@ -33,10 +33,10 @@ from .binding import COLBERT_VERSION, install
 from .places import Places
 from .searching import METADATA_FILE
 from .settings import choose_settings, explicit_settings
+from .shape import check_indexable, check_shape
 from .worker import Pids
 
 REPLACING = "; pass overwrite=True (--overwrite) to replace it, or choose another name"
-GPU_THREADS = 1024  # of a block: decompress_residuals.cu starts dim * nbits / 8 of them
 OVERWRITES = (False, True, "reuse", "resume", "force_silent_overwrite")
 
 
@@ -57,12 +57,12 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
     def __init__(self, checkpoint: str | None = None, config: ColBERTConfig | None = None, verbose: int = 1) -> None:
         install()
         folder = locate(str(checkpoint or default_checkpoint()))
-        _check_indexable(folder)
+        check_indexable(folder)
         self._explicit = explicit_settings(config, Run().config)
         super().__init__(str(folder), config, verbose)
         check_dim(config, self.checkpoint_config.dim, folder)
         _warn_ignored(config, self.config)
-        _check_shape(self.config.dim, self.config.nbits)
+        check_shape(self.config.dim, self.config.nbits, gpu=torch.cuda.is_available())
 
     def index(
         self,
@@ -207,6 +207,8 @@ def _prepare_vectors(places: Places, source: VectorFiles | CheckpointIdentity, t
 def _read(collection: str | Path | Sequence[str]) -> Sequence[str]:
     if isinstance(collection, str | Path):
         return read_collection(collection)
+    if isinstance(collection, Passages):
+        return collection
     texts = Held(collection)
     if not texts:
         raise UserError("the collection is empty; an index needs passages")
@@ -244,19 +246,6 @@ def _store(texts: Sequence[str], folder: Path) -> Path:
     return folder / COLLECTION_FILE
 
 
-def _check_indexable(folder: Path) -> None:
-    layout = layout_of(folder)
-    if layout is RELEASED:
-        raise UserError(
-            f"{folder} is a released DiffRetriever folder without {COLBERT_FILE}; make it indexable with: "
-            f"colbert-diffusion convert {folder} OUT --dim 128 --fit-on TEXTS"
-        )
-    if layout is None:
-        raise UserError(f"{folder} is not a diffusion checkpoint; for ColBERT's own checkpoints use colbert.Indexer")
-    if not (folder / COLBERT_FILE).is_file():
-        raise UserError(f"{folder} has no {COLBERT_FILE}; write it with DiffusionConfig.load(folder).save(folder)")
-
-
 def _warn_ignored(given: ColBERTConfig | None, effective: ColBERTConfig) -> None:
     """ColBERT takes a run's settings from RunConfig alone and ignores them elsewhere without a word (indexer.py:19)."""
     for name in ("root", "experiment", "index_root", "nranks"):
@@ -265,19 +254,6 @@ def _warn_ignored(given: ColBERTConfig | None, effective: ColBERTConfig) -> None
                 f"{name}={getattr(given, name)!r} in ColBERTConfig is ignored by ColBERT; put it in RunConfig",
                 stacklevel=3,
             )
-
-
-def _check_shape(dim: int, nbits: int) -> None:
-    """What PLAID's packing can hold (indexing/codecs/residual.py); refused here, before any forward pass."""
-    if nbits not in (1, 2, 4, 8):
-        raise UserError(f"nbits={nbits}: ColBERT packs residuals in 1, 2, 4 or 8 bits")
-    if dim % (8 * nbits):
-        raise UserError(f"dim {dim} with nbits {nbits}: dim must be a multiple of {8 * nbits}; choose another nbits or dim")
-    if torch.cuda.is_available() and dim * nbits // 8 > GPU_THREADS:
-        raise UserError(
-            f"dim {dim} with nbits {nbits}: ColBERT's GPU kernel would need {dim * nbits // 8} threads, there are "
-            f"{GPU_THREADS}, and it does not check; choose fewer bits or convert to a smaller --dim"
-        )
 
 
 def check_faiss() -> None:

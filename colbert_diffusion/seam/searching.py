@@ -16,7 +16,7 @@ from colbert.infra.run import Run
 from torch import Tensor
 
 from ..backbones.sources import locate
-from ..collection import COLLECTION_FILE, Held, read_collection
+from ..collection import COLLECTION_FILE, Held, Passages, read_collection
 from ..config import CHECKPOINT, RELEASED, layout_of
 from ..errors import UserError
 from ..files import read_json
@@ -256,6 +256,8 @@ def open_collection(collection: Any, folder: Path) -> Any:
         raise UserError(f"{folder} keeps no copy of the list it was built from; pass collection= the same passages")
     if isinstance(collection, list):
         return Collection(data=Held(collection))
+    if isinstance(collection, Passages):
+        return Collection(path=str(collection.path), data=collection)
     if not isinstance(collection, str | Path):
         return collection
     path = Path(collection)

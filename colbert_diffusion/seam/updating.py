@@ -30,11 +30,10 @@ from .indexing import check_faiss, metadata_lines, write_lines
 from .places import BUILD_FILE, OWN_FILE, Places
 from .searching import METADATA_FILE, REMOVED_FILE, checkpoint_of, index_config, index_folder, open_collection, removed_pids
 from .settings import NAMES, choose_settings
+from .shape import CHUNK, KMEANS_STEPS
 from .worker import refuse_unsafe_loading
 
-KMEANS_STEPS = 4  # ColBERT's default (infra/config/settings.py:168)
 PLANNED = ("config", "num_chunks", "num_partitions")
-CHUNK = 25_000  # passages; ColBERT's (data/collection.py:78)
 REWRITTEN = {"metadata.json", "plan.json", "ivf.pt", "ivf.pid.pt", MANIFEST_FILE}
 REWRITTEN |= {COLLECTION_FILE, METADATA_FILE, IDS_FILE, REMOVED_FILE}
 

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from colbert_diffusion.collection import Passages
 from colbert_diffusion.errors import MissingPackageError, UserError
 from colbert_diffusion.evaluation import Benchmark, read_benchmark
 
+from ..conftest import make_texts
 from .conftest import write_beir
 
 DOCUMENTS, QUERIES = {"a": "the sun", "b": "the moon"}, {"1": "sun", "2": "moon"}
@@ -29,6 +31,26 @@ def test_an_ms_marco_folder_reads_and_its_pids_need_not_count_lines(tmp_path: Pa
     assert (found.split, found.documents) == ("dev.small", {"7": "the sun", "3": "the moon"})
     assert (found.queries, found.qrels) == ({"10": "moon"}, {"10": {"3": 1}})
     assert read_benchmark(tmp_path, "dev").queries == {"10": "sun"}
+
+
+def test_documents_stay_in_their_file_unless_a_tsvs_ids_count_no_lines(tmp_path: Path) -> None:
+    corpus = {f"doc {i}".replace(" ", "-"): text for i, text in enumerate(make_texts(50))}
+    found = read_benchmark(write_beir(tmp_path / "b", corpus, QUERIES, "1\tdoc-7\t1\n"))
+    assert isinstance(found.texts, Passages)
+    assert found.documents == corpus
+    assert list(found.document_ids) == list(corpus)
+    assert found.document_ids[7] == "doc-7"
+    assert found.document_ids[48:] == ["doc-48", "doc-49"]
+    assert "doc-7" in found.documents
+    assert "doc-50" not in found.documents
+    with pytest.raises(KeyError):
+        found.documents["doc-50"]
+
+    (tmp_path / "qrels.dev.tsv").write_text("1 0 1 1\n")
+    (tmp_path / "queries.dev.tsv").write_text("1\tsun\n")
+    for first, kept in ((0, Passages), (1, list)):
+        (tmp_path / "collection.tsv").write_text(f"{first}\tthe sun\n{first + 1}\tthe moon\n")
+        assert isinstance(read_benchmark(tmp_path).texts, kept)
 
 
 def test_judged_documents_outside_the_collection_are_counted_and_kept(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_an_index_of_other_documents_is_refused_before_searching(index: Path, be
         UserError, match=rf"has {len(benchmark_.documents)} passages, tiny has {len(fewer.documents)}; index it"
     ):
         plaid_run(index, fewer)
-    turned = replace(benchmark_, documents=dict(reversed(benchmark_.documents.items())))
+    turned = replace(benchmark_, documents=dict(reversed(list(benchmark_.documents.items()))))
     with pytest.raises(UserError, match="other texts or another order"):
         plaid_run(index, turned)
     with pytest.raises(UserError, match="does not exist; build it with"):

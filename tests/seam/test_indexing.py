@@ -13,8 +13,9 @@ from colbert_diffusion import DiffusionCheckpoint, Indexer, Searcher
 from colbert_diffusion.errors import UserError
 from colbert_diffusion.identity import identify
 from colbert_diffusion.seam.building import PlaidIndexer
-from colbert_diffusion.seam.indexing import _check_shape, check_faiss
+from colbert_diffusion.seam.indexing import check_faiss
 from colbert_diffusion.seam.settings import NAMES
+from colbert_diffusion.seam.shape import check_shape
 from colbert_diffusion.vectors import encode_to
 
 from ..conftest import PARITY, make_texts
@@ -152,7 +153,7 @@ def test_a_shape_that_breaks_colberts_gpu_kernel_is_refused_where_there_is_a_gpu
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(UserError, match="would need 1792 threads"):
-        _check_shape(3584, 4)
+        check_shape(3584, 4, gpu=True)
     with pytest.raises(UserError, match="pip install faiss-gpu"):
         check_faiss()
 
