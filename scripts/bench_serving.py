@@ -135,7 +135,11 @@ async def load(
     seconds = time.perf_counter() - started
     times.sort()
     after = await stages(url, options.token)
-    means = {name: 1000 * (after[name][0] - s) / (after[name][1] - n) for name, (s, n) in before.items() if after[name][1] > n}
+    means = {}
+    for name, (spent, count) in after.items():
+        spent_before, count_before = before.get(name, (0.0, 0.0))
+        if count > count_before:
+            means[name] = 1000 * (spent - spent_before) / (count - count_before)
     share = repeated / max(1, len(times) + errors)
     p50, p95, p99 = (times[int(q * len(times))] if times else math.nan for q in (0.5, 0.95, 0.99))
     return Row(url, options.connections, len(times), errors, share, len(times) / seconds, p50, p95, p99, means), asked

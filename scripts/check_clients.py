@@ -23,14 +23,13 @@ from typing import Any
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-import numpy as np
-
 SAME = 0.95  # of the queries
 EVERYTHING = 1 << 30  # passages scored
 
 
 def ours(collection: str, queries: str, work: Path, nbits: int, count: int) -> None:
     """Build WORK/index from WORK/vectors and write what full probing finds there."""
+    import numpy as np
     from colbert.infra import ColBERTConfig, Run, RunConfig
 
     from colbert_diffusion import Indexer, Searcher
@@ -73,12 +72,17 @@ def vectors(work: Path) -> list[Any]:
     return passages
 
 
+def query_vectors(work: Path) -> Any:
+    """float32 (queries, k_query, dim)"""
+    return import_module("numpy").load(work / "queries.npy")
+
+
 def fast_plaid(work: Path) -> bool:
     torch, plaid = import_module("torch"), import_module("fast_plaid.search").FastPlaid
     folder, about = fresh(work / "fast-plaid"), json.loads((work / "ours.json").read_text())
     index = plaid(index=str(folder), device="cpu")
     index.create(documents_embeddings=vectors(work), nbits=about["nbits"])
-    queries = torch.from_numpy(np.load(work / "queries.npy"))
+    queries = torch.from_numpy(query_vectors(work))
     found = index.search(queries_embeddings=queries, top_k=1, n_ivf_probe=partitions(folder), n_full_scores=EVERYTHING)
     return compare("fast-plaid", about, [hits[0][0] for hits in found])
 
@@ -92,7 +96,7 @@ def pylate(work: Path) -> bool:
     plaid(**place).add_documents(documents_ids=ids, documents_embeddings=passages)
     probed = partitions(folder / "index" / "fast_plaid_index")
     index = plaid(**place, n_ivf_probe=probed, n_full_scores=EVERYTHING)
-    found = index(list(np.load(work / "queries.npy")), k=1)
+    found = index(list(query_vectors(work)), k=1)
     return compare("pylate", about, [int(hits[0]["id"]) for hits in found])
 
 
