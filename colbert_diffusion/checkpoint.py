@@ -1,6 +1,8 @@
 """DiffusionCheckpoint: a checkpoint folder as an encoder, with the surface that ColBERT calls. Never imports colbert."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,7 +189,7 @@ class VectorCheckpoint:
     @cached_property
     def model(self) -> DiffusionCheckpoint:
         """What made the vectors; loaded when it is first needed."""
-        return DiffusionCheckpoint(self.files.checkpoint, verbose=self.verbose)
+        return _open_model(self.files.checkpoint, verbose=self.verbose)
 
     def cuda(self) -> "VectorCheckpoint":
         return self
@@ -210,8 +212,36 @@ class VectorCheckpoint:
 
 def open_checkpoint(path: str, colbert_config: Any = None, verbose: int = 3) -> DiffusionCheckpoint | VectorCheckpoint:
     """The checkpoint class for a folder of ours."""
-    opened = VectorCheckpoint if VECTORS.matches(Path(path)) else DiffusionCheckpoint
-    return opened(path, colbert_config, verbose)
+    if VECTORS.matches(Path(path)):
+        return VectorCheckpoint(path, colbert_config, verbose)
+    return _open_model(path, colbert_config, verbose)
+
+
+Models = MutableMapping[tuple[str, str, str], DiffusionCheckpoint]  # by fingerprint, dtype, device
+_shared: ContextVar[Models | None] = ContextVar("_shared", default=None)
+
+
+@contextmanager
+def sharing(models: Models) -> Iterator[None]:
+    """What `open_checkpoint` opens meanwhile is taken from `models` where the same is there, and put there where not."""
+    token = _shared.set(models)
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def _open_model(path: str, colbert_config: Any = None, verbose: int = 3) -> DiffusionCheckpoint:
+    models = _shared.get()
+    if models is None:
+        return DiffusionCheckpoint(path, colbert_config, verbose)
+    identity = identify(path)
+    key = (identity.fingerprint, identity.dtype, str(identity.device))
+    model = models.get(key)
+    if model is None:
+        models[key] = model = DiffusionCheckpoint(path, verbose=verbose)
+    check_dim(colbert_config, model.config.dim, model.path)
+    return model
 
 
 def flatten(vectors: Sequence[Vectors], dim: int, device: torch.device) -> tuple[Tensor, list[int]]:

@@ -53,8 +53,10 @@ class Ids:
 
     def _pid(self, identifier: str) -> int | None:
         if self._lines is None:
-            known = identifier.isdecimal() and str(int(identifier)) == identifier and int(identifier) < self._passages
-            return int(identifier) if known else None
+            if len(identifier) > len(str(self._passages)) or not identifier.isdecimal():  # int() refuses very long ones
+                return None
+            pid = int(identifier)
+            return pid if str(pid) == identifier and pid < self._passages else None
         return self._lookup.find(identifier)
 
     @cached_property

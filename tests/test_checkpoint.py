@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from colbert.infra import ColBERTConfig
 from transformers import BertForMaskedLM
 
 from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig, default_checkpoint
-from colbert_diffusion.checkpoint import VectorCheckpoint, open_checkpoint
+from colbert_diffusion.checkpoint import Models, VectorCheckpoint, open_checkpoint, sharing
 from colbert_diffusion.errors import UserError
 from colbert_diffusion.identity import identify
 from colbert_diffusion.vectors import encode_to
@@ -103,6 +104,25 @@ def test_vector_files_serve_documents_by_pid_and_queries_from_their_model(
     assert torch.equal(served.queryFromText(TEXTS[:1]), checkpoint.queryFromText(TEXTS[:1]))
     with pytest.raises(UserError, match="by pid"):
         served.docFromText(["a text"])  # type: ignore[list-item]
+
+
+def test_a_checkpoint_that_is_shared_is_loaded_once(
+    checkpoint: DiffusionCheckpoint, tiny_checkpoint: Path, tiny_config: DiffusionConfig, tmp_path: Path
+) -> None:
+    encode_to(tmp_path / "v", checkpoint.identity, lambda: checkpoint, TEXTS)
+    shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    replace(tiny_config, k_query=2).save(tmp_path / "other")
+    models: Models = {}
+    with sharing(models):
+        first, copy, other = (open_checkpoint(str(path)) for path in (tiny_checkpoint, tmp_path / "copy", tmp_path / "other"))
+        files = open_checkpoint(str(tmp_path / "v"))
+        assert isinstance(files, VectorCheckpoint)
+        assert first is copy is files.model
+        assert first is not other
+        with pytest.raises(UserError, match="dim=8"):
+            open_checkpoint(str(tiny_checkpoint), ColBERTConfig(dim=8))
+    assert list(models.values()) == [first, other]
+    assert open_checkpoint(str(tiny_checkpoint)) is not first
 
 
 def test_the_shipped_checkpoint_answers() -> None:

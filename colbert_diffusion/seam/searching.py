@@ -2,6 +2,7 @@
 
 import copy
 import json
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -155,17 +156,19 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         """Be told how long each of ColBERT's two steps takes (index_storage.py): "candidates", which passages to look
         at, and "score"."""
 
+        ranker = weakref.proxy(self.ranker)  # a cycle would keep an index in memory that nobody uses any more
+
         def timed(stage: str, step: Callable[..., Any]) -> Callable[..., Any]:
             def run(*arguments: Any) -> Any:
                 started = perf_counter()
-                result = step(*arguments)
+                result = step(ranker, *arguments)
                 observe(stage, perf_counter() - started)
                 return result
 
             return run
 
-        self.ranker.retrieve = timed("candidates", self.ranker.retrieve)
-        self.ranker.score_pids = timed("score", self.ranker.score_pids)
+        self.ranker.retrieve = timed("candidates", type(self.ranker).retrieve)
+        self.ranker.score_pids = timed("score", type(self.ranker).score_pids)
 
     def ids(self, pids: Iterable[int]) -> list[str]:
         """The external ids of pids: those of the collection's file, else the pids themselves.

@@ -108,9 +108,13 @@ def _api(service: Service, allow_reload: bool) -> APIRouter:
     api = APIRouter(prefix="/api", responses=_REFUSALS)
 
     async def answers(
-        queries: Sequence[str], k: int, pids: Sequence[int] | None, index: str | None
+        queries: Sequence[str], k: int, pids: Sequence[int] | None, ids: Sequence[str] | None, index: str | None
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
         started = perf_counter()
+        if ids is not None:
+            if pids is not None:
+                raise UserError('give "pids" or "ids", not both')
+            pids = service.pids(ids, index)
         found = await service.search(queries, k, pids, index)
         timing = {"server-timing": f"search;dur={1000 * (perf_counter() - started):.1f}"}
         return [_answer(query, hits) for query, hits in zip(queries, found, strict=True)], timing
@@ -120,18 +124,20 @@ def _api(service: Service, allow_reload: bool) -> APIRouter:
         query: schemas.Text,
         k: schemas.K = 10,
         pids: Annotated[list[schemas.Pid] | None, Query(description="Consider only these passages; may be repeated.")] = None,
+        ids: Annotated[list[schemas.Text] | None, Query(description="As pids, by the collection's own ids.")] = None,
         index: schemas.IndexName = None,
     ) -> Response:
         """The k best passages for a query."""
-        [answer], timing = await answers([query], k, pids, index)
+        [answer], timing = await answers([query], k, pids, ids, index)
         return JSON(answer, headers=timing)
 
     @api.post("/search", response_model=schemas.Answer | schemas.Answers)
-    async def search_many(asked: schemas.SearchRequest) -> Response:
-        """The k best passages for a query, or for each of several."""
+    async def search_many(asked: schemas.SearchRequest, index: schemas.IndexName = None) -> Response:
+        """The k best passages for a query, or for each of several. An index may also be named in the URL, which clients
+        like DSPy's keep."""
         queries = [asked.query] if asked.queries is None else asked.queries
-        pids = asked.pids if asked.ids is None else service.pids(asked.ids, asked.index)
-        found, timing = await answers([query for query in queries if query is not None], asked.k, pids, asked.index)
+        texts = [query for query in queries if query is not None]
+        found, timing = await answers(texts, asked.k, asked.pids, asked.ids, asked.index or index)
         return JSON(found[0] if asked.queries is None else {"results": found}, headers=timing)
 
     @api.post("/encode", response_model=schemas.Encoded)

@@ -1,6 +1,7 @@
 """One opened index: encoding, searching, passages, and why a passage was found. Blocking; knows neither names nor loops."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -9,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoint import DiffusionCheckpoint, VectorCheckpoint
+from ..checkpoint import DiffusionCheckpoint, Models, VectorCheckpoint, sharing
 from ..config import Side
 from ..errors import UserError
+from ..manifest import read_manifest, verify
 from ..seam.searching import Observe, Searcher, removed_pids
 
 WORDS = 8  # predicted words shown per position
@@ -51,20 +53,31 @@ class OpenedIndex:
     only reads the index. The methods that run the model are called from one thread.
 
     Args:
+        models: checkpoints that are open already; one of them is used where it is the index's own, another is added.
         observe: is told the seconds of each stage: encode (of a batch), candidates and score (of a query).
 
     Raises:
-        UserError: there is no complete index, or its checkpoint is gone.
+        UserError: there is no complete index, it is damaged, or its checkpoint is gone.
     """
 
-    def __init__(self, path: Path, observe: Observe = lambda stage, seconds: None) -> None:
+    def __init__(self, path: Path, models: Models, observe: Observe = lambda stage, seconds: None) -> None:
         self.path = path.absolute()
-        self._searcher = Searcher(self.path.name, index_root=str(self.path.parent), verbose=0)
+        # Hashing costs about as much as loading; a wrong byte can end the process in ColBERT's C++ long after the start.
+        if read_manifest(self.path) and (damaged := verify(self.path)):
+            raise UserError(f"{path} is damaged ({'; '.join(damaged[:3])}); restore the files or rebuild the index")
+        with sharing(models), _as_user_errors(path):
+            self._searcher = Searcher(self.path.name, index_root=str(self.path.parent), verbose=0)
+            if isinstance(self._searcher.checkpoint, VectorCheckpoint):
+                self._searcher.checkpoint.model  # noqa: B018 - loaded now, not at the first query
         self._removed = frozenset(removed_pids(self.path))
         self._observe = observe
         self.passages = len(self._searcher.collection)
-        self._searcher.search("ready", k=1)  # the first search is slow, and shows what cannot be searched
-        self._searcher.observe(observe)
+
+    def warm_up(self) -> None:
+        """The first search, which is slow, and shows what cannot be searched; runs the model."""
+        with _as_user_errors(self.path):
+            self._searcher.search("ready", k=1)
+        self._searcher.observe(self._observe)
 
     def encode(self, queries: Sequence[str]) -> list[Tensor]:
         """Queries -> float32 (k_query, dim) each."""
@@ -154,3 +167,16 @@ class OpenedIndex:
             "dim": int(config.dim),
             "nbits": int(config.nbits),
         }
+
+
+@contextmanager
+def _as_user_errors(path: Path) -> Iterator[None]:
+    """Whatever ColBERT or torch raise over damaged files is a user's matter: the index is not served."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be opened ({type(error).__name__}: {error}); `colbert-diffusion verify {path}` names damaged files"
+        ) from error

@@ -35,8 +35,6 @@ class SearchRequest(_Request):
     def _one_of_both(self) -> "SearchRequest":
         if (self.query is None) == (self.queries is None):
             raise ValueError('give "query" or "queries", not both')
-        if self.pids is not None and self.ids is not None:
-            raise ValueError('give "pids" or "ids", not both')
         return self
 
 

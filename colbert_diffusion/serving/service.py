@@ -13,12 +13,15 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
+from ..checkpoint import Models
 from ..config import Side
 from ..errors import UserError
 from .batching import Batcher, Result
@@ -86,6 +89,7 @@ class Service:
         self._observer = observer or Unobserved()
         self._generation = 0
         self._reloading = asyncio.Lock()
+        self._models: Models = WeakValueDictionary()  # indexes of one checkpoint share it, a reloaded one too
         self._cache = LRU(cache)
         # Half the cores encode while the others search: on two busy cores, 8 callers, 72 to 80 queries/s against 45 to 76
         # with all of them for encoding. ColBERT's scorers hold the interpreter's lock, so that two searches at once
@@ -97,13 +101,14 @@ class Service:
         for path in paths:
             if (name := path.absolute().name) in self._served:
                 raise UserError(f"two indexes are named {name}; rename one of the folders")
-            self._served[name] = self._open(path)
+            index = OpenedIndex(path, self._models, self._observer.stage)
+            index.warm_up()
+            self._serve(name, index)
         self.default = next(iter(self._served))
 
-    def _open(self, path: Path) -> _Served:
-        index = OpenedIndex(path, self._observer.stage)
+    def _serve(self, name: str, index: OpenedIndex) -> None:
         self._generation += 1
-        return _Served(index, Batcher(index.encode, self._encoding), self._generation)
+        self._served[name] = _Served(index, Batcher(index.encode, self._encoding), self._generation)
 
     def close(self) -> None:
         """Finish what runs; nothing is accepted afterwards."""
@@ -184,9 +189,11 @@ class Service:
         """
         path = self._find(index).index.path
         async with self._reloading:
-            served = await asyncio.get_running_loop().run_in_executor(None, self._open, path)
-            self._served[path.name] = served
-        return {"name": path.name, **served.index.about()}
+            opening = partial(OpenedIndex, path, self._models, self._observer.stage)
+            opened = await asyncio.get_running_loop().run_in_executor(None, opening)
+            await self._in_model_thread(opened.warm_up)
+            self._serve(path.name, opened)
+        return {"name": path.name, **opened.about()}
 
     async def _in_model_thread(self, run: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._encoding, run, *arguments)

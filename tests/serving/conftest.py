@@ -1,6 +1,9 @@
 """One small served index; requests go to the application in this process."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,3 +46,18 @@ def make_client(served_path: Path) -> Iterator[MakeClient]:
 def client(served_path: Path) -> Iterator[TestClient]:
     with TestClient(open_app([served_path]), raise_server_exceptions=False) as client:
         yield client
+
+
+@contextmanager
+def serving(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its URL, on a free port."""
+    command = [sys.executable, "-m", "colbert_diffusion", "serve", *map(str, arguments), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            if process.stderr is None:
+                raise RuntimeError
+            line = process.stderr.readline()
+            assert line.startswith("serving on http://127.0.0.1:"), line + process.stderr.read()
+            yield process, line.split()[-1]
+        finally:
+            process.kill()

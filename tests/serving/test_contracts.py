@@ -62,8 +62,11 @@ def test_only_passages_of_the_filter_come_back(client: TestClient) -> None:
     by_id = client.post("/api/search", json={"query": "cat", "ids": ["3", "8", "150"]}).json()["topk"]
     assert by_id == posted
     assert all(row["id"] == str(row["pid"]) for row in posted)  # this collection has no ids of its own
-    assert client.post("/api/search", json={"query": "cat", "ids": ["no"]}).status_code == 404
+    assert client.get("/api/search", params={"query": "cat", "ids": ["3", "8", "150"]}).json()["topk"] == posted
+    for unknown in ("no", "-1", "200", "9" * 5000):
+        assert client.post("/api/search", json={"query": "cat", "ids": [unknown]}).status_code == 404
     assert client.post("/api/search", json={"query": "cat", "ids": ["3"], "pids": [3]}).status_code == 422
+    assert client.get("/api/search", params={"query": "cat", "ids": ["3"], "pids": [3]}).status_code == 422
     assert client.post("/api/search", json={"query": "cat", "pids": []}).json()["topk"] == []
 
 
@@ -127,6 +130,8 @@ def test_several_indexes_go_by_their_folders_names(make_client: MakeClient, serv
     for index in ("tiny", "other"):
         assert client.get("/api/passages/7", params={"index": index}).json() == {"pid": 7, "text": TEXTS[7]}
         assert client.get("/api/search", params={"query": "cat", "index": index}).status_code == 200
+        assert client.post("/api/search", params={"index": index}, json={"query": "cat"}).status_code == 200
+    assert client.post("/api/search", params={"index": "absent"}, json={"query": "cat"}).status_code == 404
 
 
 def test_health_metrics_and_the_description_are_there(client: TestClient) -> None:

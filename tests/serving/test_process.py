@@ -7,29 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
-from .conftest import TEXTS
-
-
-@contextmanager
-def serving(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process and its URL, on a free port."""
-    command = [sys.executable, "-m", "colbert_diffusion", "serve", *map(str, arguments), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            if process.stderr is None:
-                raise RuntimeError
-            line = process.stderr.readline()
-            assert line.startswith("serving on http://127.0.0.1:"), line + process.stderr.read()
-            yield process, line.split()[-1]
-        finally:
-            process.kill()
+from .conftest import TEXTS, serving
 
 
 def test_every_accepted_request_is_answered_when_the_process_is_told_to_stop(served_path: Path) -> None:
@@ -70,7 +53,7 @@ def _number(metrics: str, name: str) -> float:
     return float(found[0].split()[-1]) if found else 0.0
 
 
-@pytest.mark.parametrize("damage", ["missing", "incomplete", "truncated", "nonsense"])
+@pytest.mark.parametrize("damage", ["missing", "incomplete", "truncated", "nonsense", "flipped"])
 def test_an_index_that_cannot_be_served_is_one_line_and_exit_code_two(served_path: Path, tmp_path: Path, damage: str) -> None:
     index = tmp_path / "i"
     if damage != "missing":
@@ -81,6 +64,9 @@ def test_an_index_that_cannot_be_served_is_one_line_and_exit_code_two(served_pat
         (index / "0.residuals.pt").write_bytes((index / "0.residuals.pt").read_bytes()[:-100])
     if damage == "nonsense":
         (index / "centroids.pt").write_bytes(bytes((index / "centroids.pt").stat().st_size))
+    if damage == "flipped":  # such codes point outside of the centroids
+        codes = (index / "0.codes.pt").read_bytes()
+        (index / "0.codes.pt").write_bytes(bytes(b ^ 255 if 2000 < i < 3000 else b for i, b in enumerate(codes)))
     command = [sys.executable, "-m", "colbert_diffusion", "serve", str(index), "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2

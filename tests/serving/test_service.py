@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -136,12 +137,60 @@ def test_reload_serves_the_rebuilt_index_and_keeps_the_old_one_when_it_cannot(
     assert client.get("/api/passages/3").json()["text"] == old[3]
     assert client.post("/api/reload", json={}).json()["passages"] == 70
     assert all(row["text"] == new[row["pid"]] for row in client.post("/api/search", json=asked).json()["topk"])
-    (tmp_path / "changing" / "centroids.pt").unlink()
-    refused = client.post("/api/reload", json={"index": "changing"})
-    assert refused.status_code == 422
-    assert "the index is damaged" in refused.json()["error"]
-    assert client.get("/api/passages/3").json()["text"] == new[3]
+    centroids, manifest = tmp_path / "changing" / "centroids.pt", tmp_path / "changing" / "index.json"
+    size = centroids.stat().st_size
+    for damage, message in (
+        (lambda: centroids.write_bytes(bytes(size)), "is damaged (centroids.pt: changed"),
+        (centroids.unlink, "is damaged (centroids.pt: missing"),
+        (manifest.unlink, "cannot be opened (FileNotFoundError"),  # as one that ColBERT built
+    ):
+        damage()
+        refused = client.post("/api/reload", json={"index": "changing"})
+        assert refused.status_code == 422
+        assert message in refused.json()["error"]
+        assert client.get("/api/passages/3").json()["text"] == new[3]
     assert client.post("/api/reload", json={"index": "absent"}).status_code == 404
+
+
+def test_indexes_of_one_checkpoint_share_it_and_a_reloaded_one_too(served_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").symlink_to(served_path)
+
+    async def ask() -> None:
+        service = Service([served_path, tmp_path / "other"])
+        first, second = (service._find(name).index for name in ("tiny", "other"))
+        assert first.model is second.model
+        old, model = weakref.ref(first._searcher.ranker), second.model
+        del first
+        await service.reload("tiny")
+        assert service._find("tiny").index.model is model
+        assert old() is None, "the replaced index stays in memory"
+        service.close()
+
+    asyncio.run(ask())
+
+
+def test_every_request_is_answered_while_indexes_are_reloaded(served_path: Path) -> None:
+    async def ask() -> None:
+        service = Service([served_path])
+        expected = [hit.pid for hit, _ in (await service.search(["cat dog"], 5))[0]]
+        reloaded = asyncio.Event()
+
+        async def caller() -> int:
+            answered = 0
+            while not reloaded.is_set():
+                [hits] = await service.search(["cat dog"], 5)
+                assert [hit.pid for hit, _ in hits] == expected
+                answered += 1
+            return answered
+
+        callers = [asyncio.create_task(caller()) for _ in range(8)]
+        for _ in range(3):
+            await service.reload()
+        reloaded.set()
+        assert all(await asyncio.gather(*callers))
+        service.close()
+
+    asyncio.run(ask())
 
 
 def test_reloading_is_off_unless_enabled(make_client: MakeClient) -> None:

@@ -60,10 +60,10 @@ function result(query, index, found) {
   const text = element("p", { className: "text clipped", text: found.text });
   const button = element("button", { type: "button", text: "Why" });
   button.setAttribute("aria-expanded", "false");
-  button.setAttribute("aria-label", `Why passage ${found.pid} was found`);
+  button.setAttribute("aria-label", `Why passage ${found.id} was found`);
   const facts = element("div", { className: "facts" },
     element("span", { text: `score ${found.score.toFixed(3)}` }),
-    element("span", { text: `passage ${found.pid}` }),
+    element("span", { text: `passage ${found.id}` }),
     button);
   const item = element("li", {}, text, facts);
   let why = null;
@@ -76,7 +76,7 @@ function result(query, index, found) {
     item.append(why);
     try {
       const { answer } = await call("api/explain", { query, pid: found.pid, index });
-      why.replaceChildren(...explanation(answer));
+      why.replaceChildren(...explanation(answer, found.score));
     } catch (error) {
       why.remove();
       why = null;
@@ -87,10 +87,11 @@ function result(query, index, found) {
   return item;
 }
 
-function explanation(found) {
+function explanation(found, indexed) {
   const sum = found.matches.map((match) => match.similarity.toFixed(2)).join(" + ");
   const parts = [
-    element("p", { text: `Each position of the query takes its best match in the passage: ${sum} = ${found.score.toFixed(2)}` }),
+    element("p", { text: `Each position of the query takes its best match in the passage: ${sum} = ${found.score.toFixed(2)}. ` +
+      `The index holds compressed vectors and gives ${indexed.toFixed(2)}.` }),
   ];
   if (found.note) parts.push(element("p", { text: found.note }));
   const title = found.note ? "What matched" : "Words that each position predicts, and what it matched";
