@@ -130,7 +130,10 @@ def test_the_shipped_checkpoint_answers() -> None:
     passages = ["Berlin is the capital of Germany.", "Bread is baked from flour.", "Paris is the capital of France."]
     assert checkpoint.rerank("What is the capital of France?", passages)[0][0] == 2
     assert checkpoint.config.dim == 128
-    assert checkpoint.encode_document([""])[0].shape == (16, 128)
+    assert checkpoint.encode_query([""])[0].shape == (4, 128)
+    assert all(1 <= len(vectors) <= 16 for vectors in checkpoint.encode_document([*passages, ""]))
+    predicted = checkpoint.predict_words(passages, top=10)
+    assert any("bread" in position for position in predicted[1])
 
 
 def test_a_released_folder_encodes_as_it_is() -> None:

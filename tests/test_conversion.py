@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_a_smaller_dim_without_texts_and_a_larger_one_are_refused(tiny_bert: Pat
 
 
 def test_the_masks_place_and_a_teachers_projection_are_taken_over(tiny_bert: Path, tmp_path: Path) -> None:
-    lengths = {"query_max_length": 16, "passage_max_length": 32}
+    lengths: dict[str, Any] = {"query_max_length": 16, "passage_max_length": 32}
     teacher = convert(str(tiny_bert), tmp_path / "teacher", readout="tokens", dim=8, fit_on=TEXTS, **lengths)
     start = convert(
         str(tiny_bert), tmp_path / "start", dim=8, k_passage=8, projection_of=tmp_path / "teacher", mask_position=40, **lengths

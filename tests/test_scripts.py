@@ -314,7 +314,7 @@ def test_a_random_projection_is_orthogonal() -> None:
 
 
 def test_memory_is_measured_for_every_step_and_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script = load("bench_memory")
+    script: Any = load("bench_memory")
     script.STEPS = {name: script.STEPS[name] for name in ("imports alone", "open, read all in order")}
     script.main(["--lines", "10,2000", "--folder", str(tmp_path)])
     table = rows(capsys.readouterr().out)

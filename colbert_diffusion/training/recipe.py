@@ -85,7 +85,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "grouped", "save_every", "evaluate_every", "chunk_tokens", "query_tokens", "passage_tokens"):
+        counts = ("steps", "batch", "grouped", "save_every", "evaluate_every", "chunk_tokens", "query_tokens", "passage_tokens")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name in ("temperature", "teacher_temperature", "learning_rate"):
