@@ -7,7 +7,6 @@ divides by the number of GPUs (utils/distributed.py:37).
 import os
 import queue
 import random
-import traceback
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -15,25 +14,11 @@ import torch
 import torch.multiprocessing as mp
 from colbert.infra.config import RunConfig
 from colbert.infra.launcher import Launcher as ColBERTLauncher
-from colbert.infra.launcher import setup_new_process
 
-from ..errors import UserError
+from .worker import Failure, run_rank
 
 POLL_SECONDS = 1.0
 GROUP_TIMEOUT = timedelta(hours=12)  # a rank may wait at a barrier while another clusters
-
-
-class Failure:
-    """A child's exception, as text: its traceback would not survive the queue."""
-
-    def __init__(self, rank: int, error: BaseException) -> None:
-        self.rank, self.summary, self.details = rank, f"{type(error).__name__}: {error}", traceback.format_exc()
-        self.is_user_error = isinstance(error, UserError)
-
-    def raise_here(self) -> NoReturn:
-        if self.is_user_error:
-            raise UserError(self.summary.removeprefix("UserError: "))
-        raise RuntimeError(f"rank {self.rank} failed: {self.summary}\n{self.details}")
 
 
 class Launcher(ColBERTLauncher):  # type: ignore[misc]  # colbert has no types
@@ -45,7 +30,7 @@ class Launcher(ColBERTLauncher):  # type: ignore[misc]  # colbert has no types
         processes = []
         for rank in range(self.nranks):
             config = type(custom_config).from_existing(custom_config, self.run_config, RunConfig(rank=rank))
-            processes.append(mp.Process(target=_run_rank, args=(self.callee, port, results, config, *args)))
+            processes.append(mp.Process(target=run_rank, args=(self.callee, port, results, config, *args)))
         try:
             for process in processes:
                 process.start()
@@ -92,15 +77,6 @@ def _raise_cause(processes: list[Any], failure: Failure | None) -> NoReturn:
         failure.raise_here()
     rank, code = next(iter(codes.items()), (0, 0))
     raise RuntimeError(f"rank {rank} ended with code {code}; {again}")
-
-
-def _run_rank(callee: Any, port: str, results: Any, config: Any, *args: Any) -> None:
-    """ColBERT's own entry of a rank, which tells its parent how it failed."""
-    try:
-        setup_new_process(callee, port, results, config, *args)
-    except BaseException as error:
-        results.put((config.rank, Failure(config.rank, error)))
-        raise SystemExit(1) from None
 
 
 def join_group(rank: int, nranks: int) -> None:

@@ -1,8 +1,9 @@
 """What ColBERT's launcher runs, in this process or in a spawned one. Importing it imports neither torch nor colbert."""
 
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 from ..errors import UserError
 
@@ -35,6 +36,33 @@ class Pids(Sequence[int]):
 
     def __deepcopy__(self, memo: object) -> "Pids":
         return self
+
+
+class Failure:
+    """A child's exception, as text: its traceback would not survive the queue."""
+
+    def __init__(self, rank: int, error: BaseException) -> None:
+        self.rank, self.summary, self.details = rank, f"{type(error).__name__}: {error}", traceback.format_exc()
+        self.is_user_error = isinstance(error, UserError)
+
+    def raise_here(self) -> NoReturn:
+        if self.is_user_error:
+            raise UserError(self.summary.removeprefix("UserError: "))
+        raise RuntimeError(f"rank {self.rank} failed: {self.summary}\n{self.details}")
+
+
+def run_rank(callee: Any, port: str, results: Any, config: Any, *args: Any) -> None:
+    """ColBERT's own entry of a rank, which tells its parent how it failed.
+
+    Here, because a spawned process imports this module first: one that imports colbert would be bound while half loaded.
+    """
+    from colbert.infra.launcher import setup_new_process
+
+    try:
+        setup_new_process(callee, port, results, config, *args)
+    except BaseException as error:
+        results.put((config.rank, Failure(config.rank, error)))
+        raise SystemExit(1) from None
 
 
 def encode(config: Any, collection: Any, shared_lists: Any, shared_queues: Any, verbose: int = 3) -> None:

@@ -207,7 +207,7 @@ def test_a_killed_rank_ends_the_command_with_the_cause(tiny_checkpoint: Path, tm
 
 
 def test_interrupting_leaves_no_orphan_and_a_build_that_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    write_collection(tmp_path / "c.tsv", 1500)
+    write_collection(tmp_path / "c.tsv", 4000)  # so many that it cannot end before it is interrupted
     process = start_build(tmp_path, tiny_checkpoint, tmp_path / "c.tsv", nranks=2)
     ranks = wait_for_ranks(process, tmp_path)
     process.send_signal(signal.SIGINT)

