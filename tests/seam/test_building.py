@@ -29,7 +29,7 @@ from ..conftest import make_texts
 
 # What a user runs; small chunks and shards so that a kill can fall between any two of them.
 BUILD = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 import colbert.data.collection
 from colbert.infra import ColBERTConfig, Run, RunConfig
@@ -51,6 +51,7 @@ Encoder.encode = counting
 colbert_diffusion.vectors.SHARD = 500
 colbert.data.collection.Collection.get_chunksize = lambda self: 400
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests run in the background are born deaf to it
     target = Path(target)
     Path(log).with_name("started").touch()
     with Run().context(RunConfig(index_root=str(target.parent), nranks=int(nranks))):
@@ -207,7 +208,7 @@ def test_a_killed_rank_ends_the_command_with_the_cause(tiny_checkpoint: Path, tm
 
 
 def test_interrupting_leaves_no_orphan_and_a_build_that_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    write_collection(tmp_path / "c.tsv", 4000)  # so many that it cannot end before it is interrupted
+    write_collection(tmp_path / "c.tsv", 1500)
     process = start_build(tmp_path, tiny_checkpoint, tmp_path / "c.tsv", nranks=2)
     ranks = wait_for_ranks(process, tmp_path)
     process.send_signal(signal.SIGINT)
