@@ -109,8 +109,8 @@ def convert(
         )
     projection = Projection()
     if projection_of is not None:
-        other = DiffusionConfig.load(locate(str(projection_of)))
-        projection = load_projection(replace(other, dim=dim), locate(str(projection_of)), loaded.hidden_size)
+        other = locate(str(projection_of))
+        projection = load_projection(replace(DiffusionConfig.load(other), dim=dim), other, loaded.hidden_size)
     elif dim < loaded.hidden_size:
         encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size), Projection())
         projection = fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show_progress_bar), dim)

@@ -160,7 +160,7 @@ class TrainingStep:
         if self.recipe.scores:
             scores = torch.tensor([own_scores(example, own) for example in examples], device=device)
         teacher = covered = None
-        if self.teacher is not None:
+        if self.teacher is not None and (self.recipe.teacher_weight or self.recipe.coverage):
             q = self._gather_ragged(self.teacher.vectors(self._share(queries), "query"))
             p = self._gather_ragged(self.teacher.vectors(self._share(passages), "passage"))
             teacher, covered = ragged_maxsim(q, p), (q, p)
