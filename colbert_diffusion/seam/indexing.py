@@ -5,7 +5,7 @@ import os
 import random
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -231,9 +231,9 @@ def metadata_lines(metadata: Sequence[Mapping[str, Any]], passages: int) -> list
     return lines
 
 
-def write_lines(path: Path, lines: Sequence[str]) -> None:
-    with written_aside(path) as aside:
-        aside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(line + "\n" for line in lines)
 
 
 def _store(texts: Sequence[str], folder: Path) -> Path:

@@ -4,7 +4,8 @@ import json
 import operator
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -181,32 +182,30 @@ class IndexUpdater:
 
     def _build(self, update: dict[str, str]) -> None:
         old, new = self._places.target, self._places.index
-        gone = sorted(self._gone | self._removed)
-        texts = self._stored_texts() + self._added
-        for pid in gone:
-            texts[pid] = ""
+        gone = self._gone | self._removed
+        texts = _Edited(self._stored_texts(), self._added, gone)
         with written_aside(new / COLLECTION_FILE) as aside:
             write_tsv(aside, texts)
         if (old / METADATA_FILE).is_file():
-            lines = (old / METADATA_FILE).read_text(encoding="utf-8").splitlines() + self._added_metadata
-            write_lines(new / METADATA_FILE, ["{}" if pid in self._removed else line for pid, line in enumerate(lines)])
+            lines = enumerate(chain(_lines(old / METADATA_FILE), self._added_metadata))
+            write_lines(new / METADATA_FILE, ("{}" if pid in self._removed else line for pid, line in lines))
         if (old / IDS_FILE).is_file():
-            write_lines(new / IDS_FILE, (old / IDS_FILE).read_text(encoding="utf-8").split("\n")[:-1] + self._added_ids)
+            write_lines(new / IDS_FILE, chain(_lines(old / IDS_FILE), self._added_ids))
         if gone:
-            write_json(new / REMOVED_FILE, {"pids": gone})
+            write_json(new / REMOVED_FILE, {"pids": sorted(gone)})
         for path in old.iterdir():
             if OWN_FILE.fullmatch(path.name) and path.name not in REWRITTEN:
                 _link(path, new / path.name)
 
         about = read_json(old / "metadata.json")
         partitions = about["num_partitions"]
-        self._write_chunks(texts[self._passages :], about)
+        self._write_chunks(["" if pid in gone else text for pid, text in enumerate(self._added, self._passages)], about)
         about["avg_doclen"] = about["num_embeddings"] / len(texts)
         about["config"] |= {"collection": str(old / COLLECTION_FILE), "index_path": None} | _settings(about, partitions)
         write_json(new / "metadata.json", about)
         if (old / "plan.json").is_file():
             write_json(new / "plan.json", read_json(old / "plan.json") | {n: about[n] for n in PLANNED})
-        torch.save(_inverted(new, about["num_partitions"], gone), new / "ivf.pid.pt")
+        torch.save(_inverted(new, about["num_partitions"], sorted(gone)), new / "ivf.pid.pt")
 
         build = (read_manifest(old) or {}).get("build", {})
         build = build | {
@@ -217,9 +216,9 @@ class IndexUpdater:
         }
         write_manifest(new, {"build": build, "update": update})
 
-    def _stored_texts(self) -> list[str]:
+    def _stored_texts(self) -> Sequence[str]:
         collection = open_collection(self._config["collection"], self._places.target)
-        texts = list(read_collection(collection) if isinstance(collection, str) else collection)
+        texts: Sequence[str] = read_collection(collection) if isinstance(collection, str) else collection
         if len(texts) != self._passages:
             raise UserError(f"{self._config['collection']} has {len(texts)} passages, the index {self._passages}; restore it")
         return texts
@@ -249,6 +248,27 @@ class IndexUpdater:
         about["num_partitions"] = len(codec.centroids)
         (new / "centroids.pt").unlink()  # the old index's own file
         torch.save(codec.centroids.half(), new / "centroids.pt")
+
+
+class _Edited(Iterable[str]):
+    """The texts of the updated index in the pids' order, read as they are asked for; those that are gone are empty."""
+
+    def __init__(self, stored: Sequence[str], added: Sequence[str], gone: frozenset[int] | set[int]) -> None:
+        self._stored, self._added, self._gone = stored, added, gone
+
+    def __iter__(self) -> Iterator[str]:
+        for pid, text in enumerate(chain(self._stored, self._added)):
+            yield "" if pid in self._gone else text
+
+    def __len__(self) -> int:
+        return len(self._stored) + len(self._added)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Without their newlines."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            yield line.removesuffix("\n")
 
 
 def _state(folder: Path) -> str:
