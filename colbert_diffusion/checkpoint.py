@@ -217,7 +217,7 @@ def open_checkpoint(path: str, colbert_config: Any = None, verbose: int = 3) -> 
     return _open_model(path, colbert_config, verbose)
 
 
-Models = MutableMapping[tuple[str, str, str], DiffusionCheckpoint]  # by fingerprint, dtype, device
+Models = MutableMapping[tuple[str, ...], DiffusionCheckpoint]  # by fingerprint (also of the head), dtype, device
 _shared: ContextVar[Models | None] = ContextVar("_shared", default=None)
 
 
@@ -236,7 +236,7 @@ def _open_model(path: str, colbert_config: Any = None, verbose: int = 3) -> Diff
     if models is None:
         return DiffusionCheckpoint(path, colbert_config, verbose)
     identity = identify(path)
-    key = (identity.fingerprint, identity.dtype, str(identity.device))
+    key = (identity.fingerprint, identity.head_fingerprint, identity.dtype, str(identity.device))
     model = models.get(key)
     if model is None:
         models[key] = model = DiffusionCheckpoint(path, verbose=verbose)

@@ -39,6 +39,11 @@ class CheckpointIdentity:
         files = [file for file in files if file.name not in (CONFIG_FILE, RELEASED_FILE, HEAD_FILE)]
         return fingerprint.of_texts([json.dumps(decides, sort_keys=True), fingerprint.of_files(files)])
 
+    @property
+    def head_fingerprint(self) -> str:
+        """A hash of the checkpoint's own prediction head, which decides words and no vectors."""
+        return fingerprint.of_files(file for file in [self.path / HEAD_FILE] if file.is_file())
+
 
 def identify(path: str | Path, *, device: str | torch.device | None = None, dtype: str | None = None) -> CheckpointIdentity:
     """Resolve a checkpoint folder or hub id without loading its weights; arguments as DiffusionCheckpoint's.

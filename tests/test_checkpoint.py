@@ -10,6 +10,7 @@ from transformers import BertForMaskedLM
 
 from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig, default_checkpoint
 from colbert_diffusion.checkpoint import Models, VectorCheckpoint, open_checkpoint, sharing
+from colbert_diffusion.config import HEAD_FILE
 from colbert_diffusion.errors import UserError
 from colbert_diffusion.identity import identify
 from colbert_diffusion.vectors import encode_to
@@ -121,6 +122,10 @@ def test_a_checkpoint_that_is_shared_is_loaded_once(
         assert first is not other
         with pytest.raises(UserError, match="dim=8"):
             open_checkpoint(str(tiny_checkpoint), ColBERTConfig(dim=8))
+        (tmp_path / "copy" / HEAD_FILE).write_bytes(b"another head, which predicts other words from the same vectors")
+        assert open_checkpoint(str(tmp_path / "copy")) is not first
+        assert identify(tmp_path / "copy").fingerprint == first.identity.fingerprint
+        models.popitem()
     assert list(models.values()) == [first, other]
     assert open_checkpoint(str(tiny_checkpoint)) is not first
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from colbert.indexing.collection_indexer import CollectionIndexer
 from colbert.indexing.index_saver import IndexSaver
 from torch import Tensor
@@ -20,6 +21,19 @@ from torch import Tensor
 from .shape import QUANTILE_LIMIT, fitting_partitions
 
 CODEC_FILES = ("centroids.pt", "buckets.pt", "avg_residual.pt")
+PIECE = 128  # vectors: their distances to all centroids stay in the CPU's caches
+
+
+def compress(codec: Any, vectors: Tensor) -> Any:
+    """ColBERT's `codec.compress`, on a CPU a few vectors at a time: the same codes and residuals in a third of the time.
+
+    ColBERT writes 2**29 distances into memory and then looks for each vector's smallest (codecs/residual.py:203).
+    """
+    if codec.use_gpu:
+        return codec.compress(vectors)
+    pieces = [codec.compress(piece) for piece in vectors.split(PIECE)]
+    codes, residuals = (torch.cat([getattr(piece, name) for piece in pieces]) for name in ("codes", "residuals"))
+    return codec.Embeddings(codes, residuals)
 
 
 class Saver(IndexSaver):  # type: ignore[misc]  # colbert has no types
@@ -64,7 +78,7 @@ class Saver(IndexSaver):  # type: ignore[misc]  # colbert has no types
             del self.codec
 
     def save_chunk(self, chunk_idx: int, offset: int, embs: Tensor, doclens: list[int]) -> None:
-        compressed = self.codec.compress(embs)
+        compressed = compress(self.codec, embs)
         about = {"passage_offset": offset, "num_passages": len(doclens), "num_embeddings": len(compressed)}
         with self._aside() as aside:
             compressed.save(str(aside / str(chunk_idx)))

@@ -9,6 +9,7 @@ from colbert.infra.config import ColBERTConfig
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .building import compress
 from .indexing import check_faiss
 from .shape import KMEANS_STEPS
 
@@ -35,4 +36,4 @@ def compression(vectors: Tensor, partitions: int, nbits: int) -> Callable[[int],
         bucket_cutoffs=edges[2:-1:2],
         bucket_weights=edges[1::2],
     )
-    return lambda n: codec.compress(vectors[:n])
+    return lambda n: compress(codec, vectors[:n])

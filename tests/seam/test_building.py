@@ -14,15 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from colbert.indexing.codecs.residual import ResidualCodec
 from colbert.indexing.collection_indexer import CollectionIndexer
 from colbert.infra import ColBERTConfig, Run, RunConfig
 
 from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig, Indexer, Searcher
 from colbert_diffusion.errors import UserError
 from colbert_diffusion.identity import identify
-from colbert_diffusion.seam import building
+from colbert_diffusion.seam import building, install
 from colbert_diffusion.seam.building import PlaidIndexer
 from colbert_diffusion.seam.places import Places
+from colbert_diffusion.seam.trial import random_vectors
 from colbert_diffusion.vectors import claim
 
 from ..conftest import make_texts
@@ -113,6 +115,21 @@ def test_a_large_dim_keeps_to_what_torchs_quantile_takes(tiny_checkpoint: Path, 
     monkeypatch.setattr(building, "QUANTILE_LIMIT", 80_000)
     _, heldout = PlaidIndexer._concatenate_and_split_sample(PlaidIndexer.__new__(PlaidIndexer))
     assert heldout.numel() == 80_000
+
+
+def test_compression_in_pieces_is_colberts() -> None:
+    install()
+    vectors, centroids = random_vectors(1000, 32), random_vectors(64, 32)
+    edges = torch.linspace(-0.2, 0.2, 9)
+    codec = ResidualCodec(
+        ColBERTConfig(dim=32, nbits=2), centroids, torch.tensor(0.1), bucket_cutoffs=edges[2:-1:2], bucket_weights=edges[1::2]
+    )
+    ours, colberts = building.compress(codec, vectors), codec.compress(vectors)
+    chosen = centroids.float()[ours.codes.long()], centroids.float()[colberts.codes.long()]
+    torch.testing.assert_close(*((vectors.float() * own).sum(-1) for own in chosen))  # equally near, if not the same
+    same = ours.codes == colberts.codes
+    assert same.float().mean() > 0.99
+    assert torch.equal(ours.residuals[same], colberts.residuals[same])
 
 
 def test_equal_texts_index(tiny_checkpoint: Path, tmp_path: Path) -> None:
