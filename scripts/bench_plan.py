@@ -67,14 +67,15 @@ class Drawn:
 
 
 def _unit(vectors: Vectors) -> Vectors:
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    unit: Vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return unit
 
 
 class DrawnIdentity(CheckpointIdentity):
     """The checkpoint that would have made the vectors; there is none, so its name stands for it."""
 
     @property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         return f"drawn-{self.config.k_passage}-{self.config.dim}"
 
 

@@ -31,7 +31,7 @@ def compress(codec: Any, vectors: Tensor) -> Any:
     """
     if codec.use_gpu:
         return codec.compress(vectors)
-    pieces = [codec.compress(piece) for piece in vectors.split(PIECE)]
+    pieces = [codec.compress(vectors[start : start + PIECE]) for start in range(0, max(1, len(vectors)), PIECE)]
     codes, residuals = (torch.cat([getattr(piece, name) for piece in pieces]) for name in ("codes", "residuals"))
     return codec.Embeddings(codes, residuals)
 
