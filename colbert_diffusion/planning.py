@@ -27,6 +27,7 @@ PROBE_SECONDS = 3.0  # of the run that counts; those before it take as long agai
 POOL = 2**18  # random vectors that are clustered and compressed
 CLUSTERED = 4096  # partitions of the clustering that is timed: it costs the same per operation with more
 POINTS = 256  # vectors per centroid that faiss uses (max_points_per_centroid)
+HANDLING = 25e-6  # seconds a passage beside the arithmetic: its vectors read, its text and length written (an EPYC core)
 TORCH_FILE = 1_600  # bytes of a .pt file beyond its tensor
 CHUNK_FILES = 1_000  # bytes of a chunk's metadata and of its lines in the manifest
 CONFIG_FILES = 4_500  # bytes of metadata.json, plan.json and the rest of the manifest
@@ -164,6 +165,7 @@ def hours(shape: Shape, rates: Rates) -> dict[str, float]:
     seconds = {
         "k-means": KMEANS_STEPS * clustered * shape.partitions * shape.dim / rates.clustering,
         "compression": (shape.vectors / shape.ranks + heldout) / rates.compression,
+        "reading and writing": shape.passages * HANDLING,
     }
     if rates.encoding is not None:
         seconds = {"encoding": shape.passages / shape.ranks / rates.encoding} | seconds

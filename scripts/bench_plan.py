@@ -2,8 +2,9 @@
 
 A cell is PASSAGES:K:DIM:NBITS. Its vectors are drawn around common centres, so that centroids have something to find,
 and written as vector files; ColBERT's indexer then builds the index from them in this process, as `index --vectors`
-does. Seconds are those of k-means, assignment, packing and the inverted list; the plan's are from its own probe, just
-before. Encoding is not in either. Measured against planned is what counts: other work on the machine shows in it.
+does. Seconds are those of all of that: reading, k-means, assignment, packing, the inverted list; the plan's are from its
+own probe, just before. Encoding is not in either. Measured against planned is what counts: other work on the machine
+shows in it.
 
 Usage: bench_plan.py --out FOLDER [--cells 10000:16:128:2,...]
 

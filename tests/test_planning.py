@@ -77,12 +77,13 @@ def test_the_disk_holds_the_vectors_and_the_sample_or_the_index() -> None:
     assert sample < vectors
 
 
-def test_more_ranks_share_all_but_the_clustering() -> None:
+def test_more_ranks_share_all_but_the_clustering_and_the_files() -> None:
     rates = Rates(encoding=100, clustering=1e11, compression=1000)
     one, eight = hours(MSMARCO, rates), hours(replace(MSMARCO, ranks=8), rates)
     assert one["encoding"] == pytest.approx(8 * eight["encoding"])
     assert one["compression"] == pytest.approx(8 * eight["compression"], rel=0.01)  # one of them measures the held-out
     assert one["k-means"] == eight["k-means"]
+    assert one["reading and writing"] == eight["reading and writing"]
     assert "encoding" not in hours(MSMARCO, replace(rates, encoding=None))
 
 
@@ -137,7 +138,7 @@ def test_a_checkpoint_decides_the_shape_and_is_timed(quick: None, tiny_checkpoin
     plan = make_plan(5000, checkpoint=str(tiny_checkpoint))
     assert (plan.shape.k, plan.shape.dim, plan.shape.nbits) == (K_PASSAGE, HIDDEN, 2)
     assert plan.hours is not None
-    assert list(plan.hours) == ["encoding", "k-means", "compression"]
+    assert list(plan.hours) == ["encoding", "k-means", "compression", "reading and writing"]
     assert all(value > 0 for value in plan.hours.values())
     assert encoded
     assert not plan.refused
