@@ -324,3 +324,36 @@ def test_memory_is_measured_for_every_step_and_size(tmp_path: Path, capsys: pyte
     ]
     assert all(int(cell.removesuffix(" MB")) > 5 for row in table for cell in row[3:5])
     assert not list(tmp_path.iterdir())
+
+
+# bench_index.py -----------------------------------------------------------------------------------------------
+
+
+def test_the_stages_of_an_index_and_everything_else_are_its_time(
+    tiny_checkpoint: Path, beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench"
+    load("bench_index").main([str(beir), "--out", str(out), "--passages", "50", "--checkpoint", str(tiny_checkpoint)])
+    printed = capsys.readouterr().out
+    *stages, everything = rows(printed)
+    assert [row[0] for row in stages] == ["encoding", "k-means", "compression", "inverted list", "everything else"]
+    assert sum(float(row[1]) for row in stages) == pytest.approx(float(everything[1]), abs=0.3)
+    assert "\n50 passages, " in printed
+    assert len((out / "passages.tsv").read_text().splitlines()) == 50
+
+
+# bench_plan.py ------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_is_planned_and_built_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = load("bench_plan")
+    script.main(["--out", str(tmp_path), "--cells", "300:2:16:2"])
+    kept = json.loads((tmp_path / "plan.json").read_text())
+    [row] = kept["rows"]
+    assert row["bytes"] == pytest.approx(row["planned_bytes"], rel=0.1)
+    first = rows(capsys.readouterr().out)
+    script.main(["--out", str(tmp_path), "--cells", "300:2:16:2"])
+    assert json.loads((tmp_path / "plan.json").read_text()) == kept
+    assert rows(capsys.readouterr().out) == first
+    with pytest.raises(SystemExit, match="'300:2' is no cell"):
+        script.main(["--out", str(tmp_path), "--cells", "300:2"])
