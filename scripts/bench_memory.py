@@ -21,11 +21,11 @@ from colbert_diffusion.planning import example_passages
 EXAMPLES = 1000  # different passages, over and over
 
 MEASURE = """
-import resource, sys, time
+import sys, time
 started = time.monotonic()
 {step}
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(status["VmRSS"].split()[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic() - started)
+print(status["VmRSS"].split()[0], status["VmHWM"].split()[0], time.monotonic() - started)
 """
 
 IMPORTS = "from pathlib import Path\nfrom colbert_diffusion.collection import Passages\n"
