@@ -1,7 +1,7 @@
 """What an index will take, before anything is encoded: disk, memory, hours, and the limits it hits.
 
 Sizes are arithmetic over what ColBERT and our Indexer write and hold. Hours are a short run of the same steps on this
-machine, carried on by operation count.
+machine, carried on by operation count, and a constant for each passage.
 """
 
 import random
@@ -159,7 +159,7 @@ def memory_bytes(shape: Shape, weights: int = 0) -> Bytes:
 
 
 def hours(shape: Shape, rates: Rates) -> dict[str, float]:
-    """Of each stage. Ranks share the encoding and the compression; one of them clusters."""
+    """Of each stage. Ranks share the encoding and the compression; one of them clusters; the files are counted for one."""
     clustered = min(shape.training_vectors, POINTS * shape.partitions)
     heldout = shape.sampled_vectors - shape.training_vectors
     seconds = {

@@ -330,10 +330,23 @@ def test_memory_is_measured_for_every_step_and_size(tmp_path: Path, capsys: pyte
 
 
 def test_the_stages_of_an_index_and_everything_else_are_its_time(
-    tiny_checkpoint: Path, beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Path,
+    beir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out = tmp_path / "bench"
-    load("bench_index").main([str(beir), "--out", str(out), "--passages", "50", "--checkpoint", str(tiny_checkpoint)])
+    script, found, out = load("bench_index"), {}, tmp_path / "bench"
+    seconds_of = script.seconds_of
+
+    def kept(profile: object) -> dict[str, float]:
+        found.update(seconds_of(profile))
+        return dict(found)
+
+    monkeypatch.setattr(script, "seconds_of", kept)
+    script.main([str(beir), "--out", str(out), "--passages", "50", "--checkpoint", str(tiny_checkpoint)])
+    assert set(found) == set(script.STAGES)
+    assert all(seconds > 0 for seconds in found.values()), "ColBERT calls that function otherwise"
     printed = capsys.readouterr().out
     *stages, everything = rows(printed)
     assert [row[0] for row in stages] == ["encoding", "k-means", "compression", "inverted list", "everything else"]
