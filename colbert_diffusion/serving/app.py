@@ -114,7 +114,7 @@ def _api(service: Service, allow_reload: bool) -> APIRouter:
         if ids is not None:
             if pids is not None:
                 raise UserError('give "pids" or "ids", not both')
-            pids = service.pids(ids, index)
+            pids = await service.pids(ids, index)
         found = await service.search(queries, k, pids, index)
         timing = {"server-timing": f"search;dur={1000 * (perf_counter() - started):.1f}"}
         return [_answer(query, hits) for query, hits in zip(queries, found, strict=True)], timing
@@ -150,7 +150,7 @@ def _api(service: Service, allow_reload: bool) -> APIRouter:
     @api.post("/explain", response_model=schemas.Explained)
     async def explain(asked: schemas.ExplainRequest) -> Response:
         """Which positions of a passage a query matched, and which words the positions predict."""
-        text = service.passage(asked.pid, asked.index)
+        text = await service.passage(asked.pid, asked.index)
         found = await service.explain(asked.query, asked.pid, asked.index)
         matches = [{"query": i, "passage": j, "similarity": found.similarities[i][j]} for i, j in enumerate(found.matches)]
         return JSON({"query": asked.query, "pid": asked.pid, "text": text, **found._asdict(), "matches": matches})
@@ -158,7 +158,7 @@ def _api(service: Service, allow_reload: bool) -> APIRouter:
     @api.get("/passages/{pid}", response_model=schemas.Passage)
     async def passage(pid: schemas.Pid, index: schemas.IndexName = None) -> Response:
         """A passage's text."""
-        return JSON({"pid": pid, "text": service.passage(pid, index)})
+        return JSON({"pid": pid, "text": await service.passage(pid, index)})
 
     @api.get("/indexes", response_model=schemas.Indexes)
     async def indexes() -> Response:

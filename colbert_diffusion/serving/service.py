@@ -1,7 +1,8 @@
 """Indexes by name, searched by many at once: micro-batches, bounded pools, a cache, reloading. Knows nothing about HTTP.
 
-One event loop owns all state. Models run in one thread, searches in a few; more than `Limits.pending` texts at a time
-are refused, so that nothing grows and whoever is accepted is answered soon.
+One event loop owns all state. Models run in one thread, searches in a few, and asyncio's own threads read texts and ids
+from a disk that may be slow. More than `Limits.pending` texts at a time are refused, so that nothing grows and whoever is
+accepted is answered soon.
 """
 
 import asyncio
@@ -143,11 +144,11 @@ class Service:
         digest = None if wanted is None else hashlib.blake2b(array("q", wanted).tobytes()).digest()
         with self._admitted(len(queries)):
             found = await _together([self._search(served, query, k, wanted, digest) for query in queries])
-        return [[(hit, served.index.passage(hit.pid)) for hit in hits] for hits in found]
+        return await asyncio.to_thread(_with_texts, served.index, found)
 
-    def pids(self, ids: Sequence[str], index: str | None = None) -> list[int]:
+    async def pids(self, ids: Sequence[str], index: str | None = None) -> list[int]:
         """The pids of a collection's own ids. Raises UnknownError for an index or an id that is not there."""
-        return self._find(index).index.pids(ids)
+        return await asyncio.to_thread(self._find(index).index.pids, ids)
 
     async def _search(self, served: _Served, query: str, k: int, pids: list[int] | None, digest: bytes | None) -> list[Hit]:
         key = (served.generation, query, k, digest)
@@ -176,9 +177,9 @@ class Service:
         with self._admitted(2):
             return await self._in_model_thread(served.index.explain, query, pid)
 
-    def passage(self, pid: int, index: str | None = None) -> str:
+    async def passage(self, pid: int, index: str | None = None) -> str:
         """A passage's text. Raises UnknownError when there is none."""
-        return self._find(index).index.passage(pid)
+        return await asyncio.to_thread(self._find(index).index.passage, pid)
 
     async def reload(self, index: str | None = None) -> dict[str, Any]:
         """Open the index's folder anew and serve that from now on; requests under way finish on the old one.
@@ -235,6 +236,10 @@ class LRU:
         self._kept.move_to_end(key)
         while len(self._kept) > self.size:
             self._kept.popitem(last=False)
+
+
+def _with_texts(index: OpenedIndex, found: Sequence[Sequence[Hit]]) -> list[list[tuple[Hit, str]]]:
+    return [[(hit, index.passage(hit.pid)) for hit in hits] for hits in found]
 
 
 def probabilities(scores: Sequence[float]) -> list[float]:
