@@ -6,11 +6,12 @@ machine, carried on by operation count, and a constant for each passage.
 
 import random
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,7 +24,8 @@ from .seam import install
 from .seam.shape import KMEANS_STEPS, QUANTILE_LIMIT, Shape, faults, unindexable
 from .vectors import SHARD
 
-PROBE_SECONDS = 3.0  # of the run that counts; those before it take as long again
+PROBE_SECONDS = 1.5  # of a step at least, where there is enough to do; twice that at most
+ROUNDS = 3
 POOL = 2**18  # random vectors that are clustered and compressed
 CLUSTERED = 4096  # partitions of the clustering that is timed: it costs the same per operation with more
 POINTS = 256  # vectors per centroid that faiss uses (max_points_per_centroid)
@@ -259,39 +261,52 @@ def _check_own(config: DiffusionConfig, checkpoint: str, **asked: int | None) ->
 
 def probe(shape: Shape, checkpoint: str | None = None) -> tuple[Rates, int]:
     """Run each step on this machine for some seconds; the rates, and the bytes of the checkpoint's weights."""
-    encoding, weights = (None, 0) if checkpoint is None else _time_encoding(checkpoint, shape.passages)
     install()
     from .seam.trial import clustering, compression, random_vectors  # imports colbert
 
     vectors = random_vectors(min(POOL, shape.vectors), shape.dim)
     partitions = min(CLUSTERED, shape.partitions)
-    most = min(len(vectors), POINTS * partitions)
-    operations = KMEANS_STEPS * partitions * shape.dim
+    steps = {
+        "clustering": Step(clustering(vectors, partitions), partitions, min(len(vectors), POINTS * partitions)),
+        "compression": Step(compression(vectors, shape.partitions, shape.nbits), 1024, len(vectors)),
+    }
+    weights = 0
+    if checkpoint is not None:
+        model = DiffusionCheckpoint(checkpoint, verbose=0)
+        weights = sum(p.numel() * p.element_size() for p in model.encoder.backbone.model.parameters())
+        texts = example_passages(min(shape.passages, POOL))
+        steps["encoding"] = Step(lambda n: model.encode_document(texts[:n]), 16, len(texts))
     with torch.inference_mode():
-        clustered = operations * per_second(clustering(vectors, partitions), partitions, most)
-        compressed = per_second(compression(vectors, shape.partitions, shape.nbits), 1024, len(vectors))
-    return Rates(encoding, clustered, compressed), weights
+        per_second = rates(steps)
+    operations = KMEANS_STEPS * partitions * shape.dim
+    return Rates(per_second.get("encoding"), operations * per_second["clustering"], per_second["compression"]), weights
 
 
-def _time_encoding(checkpoint: str, most: int) -> tuple[float, int]:
-    """Passages per second, and the bytes of the weights."""
-    model = DiffusionCheckpoint(checkpoint, verbose=0)
-    parameters = model.encoder.backbone.model.parameters()
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    texts = example_passages(min(most, POOL))
-    return per_second(lambda n: model.encode_document(texts[:n]), 16, len(texts)), weights
+class Step(NamedTuple):
+    """Something to time: `run(units)`, for `start` to `most` units."""
 
+    run: Callable[[int], object]
+    start: int
+    most: int
 
-def per_second(run: Callable[[int], object], start: int, most: int) -> float:
-    """Units per second of `run(units)`: with ever more of them, up to `most`, until it takes `PROBE_SECONDS`."""
-    units = min(start, most)
-    while True:
+    def seconds(self, units: int) -> float:
         started = time.perf_counter()
-        run(units)
-        seconds = max(time.perf_counter() - started, 1e-9)
-        if seconds >= PROBE_SECONDS or units == most:
-            return units / seconds
-        units = min(2 * units, most)
+        self.run(units)
+        return max(time.perf_counter() - started, 1e-9)
+
+    def enough(self) -> int:
+        """Units that take `PROBE_SECONDS`, found by doubling, or `most`."""
+        units = min(self.start, self.most)
+        while units < self.most and self.seconds(units) < PROBE_SECONDS:
+            units = min(2 * units, self.most)
+        return units
+
+
+def rates(steps: Mapping[str, Step]) -> dict[str, float]:
+    """Units per second of each step: the median of `ROUNDS`, in turns, for other work on a machine comes and goes."""
+    units = {name: step.enough() for name, step in steps.items()}
+    seconds = [{name: step.seconds(units[name]) for name, step in steps.items()} for _ in range(ROUNDS)]
+    return {name: units[name] / statistics.median(one[name] for one in seconds) for name in steps}
 
 
 def example_passages(count: int) -> list[str]:

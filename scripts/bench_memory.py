@@ -5,7 +5,10 @@ deleted, and measures each step in a process of its own: resident memory at its 
 process that only imports the same modules; pages of files that the system may drop (the mapped offsets) count too.
 `plan` is measured without its probe, whose memory is that of the index's own steps.
 
-Usage: bench_memory.py [--lines 10000,100000,1000000,8841823] [--folder FOLDER]
+With --index, a Searcher is opened on each of these indexes instead: beside what it holds then stands the size of the
+index's files without its texts, most of which ColBERT holds as tensors.
+
+Usage: bench_memory.py [--lines 10000,100000,1000000,8841823] [--folder FOLDER] [--index FOLDER ...]
 """
 
 import argparse
@@ -16,6 +19,7 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
+from colbert_diffusion.files import read_json
 from colbert_diffusion.planning import example_passages
 
 EXAMPLES = 1000  # different passages, over and over
@@ -45,6 +49,12 @@ STEPS = {
     + "index_bytes(shape), building_bytes(shape), memory_bytes(shape), list(notes(shape))\n",
 }
 
+SEARCHER = "from pathlib import Path\nfrom colbert_diffusion import Searcher\nimport colbert.searcher, colbert.data\n"
+SEARCHER_STEPS = {
+    "searcher: imports alone": SEARCHER,
+    "searcher": SEARCHER + "searcher = Searcher(Path(sys.argv[1]).name, index_root=str(Path(sys.argv[1]).parent), verbose=0)\n",
+}
+
 
 def write(path: Path, count: int) -> None:
     """`count` lines; the texts repeat, which nothing here notices."""
@@ -53,12 +63,12 @@ def write(path: Path, count: int) -> None:
         file.writelines(f"{pid}\t{text}\n" for pid, text in enumerate(texts))
 
 
-def rows(path: Path) -> Iterator[tuple[str, float, float, float]]:
+def rows(path: Path, steps: dict[str, str]) -> Iterator[tuple[str, float, float, float]]:
     """(step, resident MB at the end, peak MB, seconds), each in a new process."""
-    for name, step in STEPS.items():
+    for name, step in steps.items():
         code = MEASURE.format(step=step)
         done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-        resident, peak, seconds = map(float, done.stdout.split())
+        resident, peak, seconds = map(float, done.stdout.splitlines()[-1].split())  # ColBERT prints before
         yield name, resident / 1024, peak / 1024, seconds
 
 
@@ -66,18 +76,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", default="10000,100000,1000000,8841823")
     parser.add_argument("--folder", type=Path, help="where the files are written; default: the system's temporary folder")
+    parser.add_argument("--index", nargs="+", type=Path, default=[])
     given = parser.parse_args(arguments)
-    print("| lines | file | step | resident | peak | seconds |\n|---|---|---|---|---|---|")
-    for count in map(int, given.lines.split(",")):
+    print("| passages | files | step | resident | peak | seconds |\n|---|---|---|---|---|---|")
+    for index in given.index:
+        count = sum(len(read_json(file)) for file in index.glob("doclens.*.json"))
+        files = sum(file.stat().st_size for file in index.iterdir() if not file.name.startswith("collection."))
+        show(count, files, rows(index.absolute(), SEARCHER_STEPS))
+    for count in map(int, () if given.index else given.lines.split(",")):
         with tempfile.TemporaryDirectory(dir=given.folder) as folder:
             path = Path(folder) / "collection.tsv"
             write(path, count)
-            megabytes = path.stat().st_size / 1e6
-            for step, resident, peak, seconds in rows(path):
-                print(
-                    f"| {count:,} | {megabytes:,.0f} MB | {step} | {resident:.0f} MB | {peak:.0f} MB | {seconds:.1f} |",
-                    flush=True,
-                )
+            show(count, path.stat().st_size, rows(path, STEPS))
+
+
+def show(count: int, files: int, measured: Iterator[tuple[str, float, float, float]]) -> None:
+    for step, resident, peak, seconds in measured:
+        print(f"| {count:,} | {files / 1e6:,.0f} MB | {step} | {resident:.0f} MB | {peak:.0f} MB | {seconds:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

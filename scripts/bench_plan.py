@@ -6,9 +6,10 @@ does. Seconds are those of all of that: reading, k-means, assignment, packing, t
 own probe, just before. Encoding is not in either. Measured against planned is what counts: other work on the machine
 shows in it.
 
-Usage: bench_plan.py --out FOLDER [--cells 10000:16:128:2,...]
+Usage: bench_plan.py --out FOLDER [--cells 10000:16:128:2,...] [--keep]
 
-OUT/plan.json keeps every row; interrupted, the same command goes on, and other cells may be asked for later.
+OUT/plan.json keeps every row; interrupted, the same command goes on, and other cells may be asked for later. With
+--keep the indexes built by this run stay in OUT, named by their cells, for bench_memory.py --index.
 """
 
 import argparse
@@ -122,6 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cells", type=lambda text: text.split(","), default=DEFAULT)
+    parser.add_argument("--keep", action="store_true")
     given = parser.parse_args(arguments)
     path = given.out / "plan.json"
     try:
@@ -137,6 +139,8 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             with tempfile.TemporaryDirectory(dir=given.out) as folder, only_our_output(given.out / "colbert.log"):
                 rows.append(measure(cell, Path(folder)))
+                if given.keep:
+                    Path(folder, "index").rename(given.out / "-".join(map(str, cell)))
             done[tuple(cell)] = rows[-1]
             note(f"{cell}: {rows[-1]['seconds']:.1f} s, planned {rows[-1]['planned_seconds']:.1f} s")
             write_json(path, {"rows": rows})

@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from colbert.infra import ColBERTConfig
 
-from colbert_diffusion import DiffusionCheckpoint, convert
+from colbert_diffusion import DiffusionCheckpoint, Indexer, Searcher, convert
 from colbert_diffusion.config import DiffusionConfig, PromptParts
 from colbert_diffusion.errors import UserError
 
 from .conftest import HIDDEN, PARITY, make_texts
+from .releases import LAYOUTS, base_of, write_release
 
 TEXTS = make_texts(40)
 
@@ -29,6 +31,32 @@ def test_a_release_is_projected_to_dim_with_most_of_its_maxsim_order_kept(tmp_pa
     assert converted.encode_query(["x"])[0].shape == (4, 32)
     full = DiffusionCheckpoint(PARITY / "released-dream").rerank(texts[0], texts)
     assert converted.rerank(texts[0], texts)[0][0] == full[0][0]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_published_layout_converts_is_indexed_and_found(name: str, tmp_path: Path, index_root: str) -> None:
+    layout, single = LAYOUTS[name], name.endswith("single")
+    release = tmp_path / name
+    merged = write_release(release, layout, "an-organisation/the-base" if single else str(base_of(layout)))
+    converted = convert(str(release), tmp_path / "c", dim=64, backbone=str(base_of(layout)) if single else None)
+    assert (converted.config.k_query, converted.config.k_passage) == (layout.k_query, layout.k_passage)
+
+    replace(converted.config, backbone=str(merged)).save(tmp_path / "by hand")
+    by_hand = DiffusionCheckpoint(tmp_path / "by hand")
+    untuned = replace(converted.config, backbone=str(base_of(layout)))
+    untuned.save(tmp_path / "untuned")
+    for encode in ("encode_query", "encode_document"):
+        ours, expected, without = (
+            np.stack(getattr(checkpoint, encode)(TEXTS[:4]))
+            for checkpoint in (converted, by_hand, DiffusionCheckpoint(tmp_path / "untuned"))
+        )
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
+        assert np.abs(ours - without).max() > 0.01, "the adapter changes nothing"
+
+    Indexer(str(tmp_path / "c"), ColBERTConfig(nbits=8), verbose=0).index("i", TEXTS)
+    searcher = Searcher("i", verbose=0)
+    for query in TEXTS[:5]:
+        assert searcher.search(query, k=1)[0] == [converted.rerank(query, TEXTS)[0][0]]
 
 
 def test_a_backbone_becomes_a_zero_shot_checkpoint_with_the_bert_frame(tiny_bert: Path, tmp_path: Path) -> None:

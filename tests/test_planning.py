@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from colbert_diffusion import DiffusionConfig, Indexer, planning
 from colbert_diffusion.errors import UserError
 from colbert_diffusion.planning import (
     Rates,
+    Step,
     building_bytes,
     example_passages,
     hours,
@@ -18,7 +20,7 @@ from colbert_diffusion.planning import (
     memory_bytes,
     notes,
     peak_disk,
-    per_second,
+    rates,
     shortages,
 )
 from colbert_diffusion.seam.places import Places
@@ -122,10 +124,24 @@ def test_disk_and_memory_that_are_not_there_are_named() -> None:
     assert sample.startswith("k-means sample holds 8.5 GB")
 
 
-def test_a_rate_is_that_of_the_longest_run() -> None:
-    tried: list[int] = []
-    assert per_second(tried.append, 16, 100) > 0
-    assert tried == [16, 32, 64, 100]
+def test_a_rate_is_the_median_of_rounds_of_the_longest_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, tried = SimpleNamespace(now=0.0), list[int]()
+    waits = iter([0, 0, 0, 5, 1, 100])  # doubling, then three rounds
+
+    def run(units: int) -> None:
+        tried.append(units)
+        clock.now += next(waits)
+
+    monkeypatch.setattr(planning.time, "perf_counter", lambda: clock.now)
+    assert rates({"step": Step(run, 16, 100)}) == {"step": 100 / 5}
+    assert tried == [16, 32, 64, 100, 100, 100]
+
+
+def test_steps_take_turns() -> None:
+    tried: list[str] = []
+    found = rates({name: Step(lambda n, name=name: tried.append(name), 8, 8) for name in ("a", "b")})
+    assert tried == ["a", "b"] * planning.ROUNDS
+    assert min(found.values()) > 0
 
 
 def test_example_passages_are_as_long_as_ms_marcos() -> None:

@@ -33,7 +33,7 @@ def compression(vectors: Tensor, partitions: int, nbits: int) -> Callable[[int],
         ColBERTConfig(dim=dim, nbits=nbits),
         random_vectors(partitions, dim),
         torch.tensor(0.05),
-        bucket_cutoffs=edges[2:-1:2],
+        bucket_cutoffs=edges[2:-1:2].contiguous(),
         bucket_weights=edges[1::2],
     )
     return lambda n: compress(codec, vectors[:n])
