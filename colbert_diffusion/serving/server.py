@@ -1,7 +1,7 @@
 """From index folders to a listening process: opens them, binds, runs until told to stop."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import MissingPackageError, UserError
@@ -10,6 +10,8 @@ from ..progress import note
 try:
     import uvicorn
     from fastapi import FastAPI
+    from starlette.datastructures import MutableHeaders
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .app import create_app
     from .metrics import Metrics
@@ -56,11 +58,33 @@ def run(app: FastAPI, host: str, port: int) -> None:
     # asyncio sets this only where the socket names its protocol; without it small answers wait 40 ms for an acknowledgement
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, ws="none", server_header=False, timeout_graceful_shutdown=GRACE
+        _Leaving(app, lambda: server.should_exit),
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
     )
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     note(f"serving on http://{shown}:{listening.getsockname()[1]}")
-    uvicorn.Server(config).run([listening])
+    server = uvicorn.Server(config)
+    server.run([listening])
+
+
+class _Leaving:
+    """Answers given while the process stops say that their connection ends, so that clients which keep connections do
+    not send the next request into a closed one."""
+
+    def __init__(self, app: ASGIApp, leaving: Callable[[], bool]) -> None:
+        self._app, self._leaving = app, leaving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_header(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._leaving():
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive, with_header)
 
 
 def _read_token(path: Path) -> str:

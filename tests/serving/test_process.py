@@ -42,6 +42,7 @@ def test_every_accepted_request_is_answered_when_the_process_is_told_to_stop(ser
         for thread in threads:
             thread.join()
         assert [answer.status_code for answer in answers] == [200] * callers
+        assert "close" in [answer.headers.get("connection") for answer in answers], "their clients would ask again in vain"
         assert all(len(answer.json()["results"]) == len(queries) for answer in answers)
         assert process.wait(timeout=30) in (0, -signal.SIGTERM)
         with pytest.raises(httpx.ConnectError):
