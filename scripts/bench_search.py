@@ -8,7 +8,8 @@ probed cells hold; a quarter of ndocs of them, or all when fewer, are scored wit
 --sweep tries a grid of settings and prints those that find enough of full probing's results and score few enough
 passages, fastest first, with p50 as a ratio to that of ColBERT's defaults in the same run.
 
-Usage: bench_search.py COLLECTION QUERIES VECTORS WORK [--k 10] [--nbits 1 2 4] [--sweep] [--json FILE]
+Usage: bench_search.py COLLECTION QUERIES VECTORS WORK [--k 10] [--nbits 1 2 4] [--niters N] [--sweep]
+                       [--json FILE]
 
 VECTORS is what `colbert-diffusion encode COLLECTION VECTORS` wrote; WORK keeps the indexes, one folder per VECTORS.
 """
@@ -63,11 +64,14 @@ def colbert_defaults(k: int) -> SearchSettings:
     return SearchSettings(4, 0.4, max(4 * k, 4096))
 
 
-def build(collection: str, vectors: Path, work: Path, nbits: int) -> str:
+def build(collection: str, vectors: Path, work: Path, nbits: int, niters: int | None = None) -> str:
     """The name of the index in `work`; one that is there is reused."""
+    name, config = f"nbits{nbits}", ColBERTConfig(nbits=nbits)
+    if niters is not None:
+        name, config = f"{name}-niters{niters}", ColBERTConfig(nbits=nbits, kmeans_niters=niters)
     with Run().context(RunConfig(index_root=str(work))):
-        Indexer(str(vectors), ColBERTConfig(nbits=nbits), verbose=0).index(f"nbits{nbits}", collection, overwrite="reuse")
-    return f"nbits{nbits}"
+        Indexer(str(vectors), config, verbose=0).index(name, collection, overwrite="reuse")
+    return name
 
 
 def exact_maxsim(vectors: VectorFiles, queries: torch.Tensor, k: int) -> list[list[int]]:
@@ -170,6 +174,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500, help="queries, drawn with a fixed seed")
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--nbits", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--niters", type=int, help="of k-means; ColBERT's default is 4")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--ncells", type=int, nargs="+", default=[4, 8, 12, 16, 24, 32])
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.0, 0.3, 0.4, 0.5])
@@ -180,7 +185,7 @@ def main() -> None:
     options = parser.parse_args()
 
     options.work.mkdir(parents=True, exist_ok=True)
-    names = {nbits: build(options.collection, options.vectors, options.work, nbits) for nbits in options.nbits}
+    names = {nbits: build(options.collection, options.vectors, options.work, nbits, options.niters) for nbits in options.nbits}
     texts = list(read_queries(options.queries).values())
     texts = random.Random(0).sample(texts, min(options.count, len(texts)))
     torch.set_num_threads(1)
