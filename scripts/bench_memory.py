@@ -5,13 +5,14 @@ deleted, and measures each step in a process of its own: resident memory at its 
 process that only imports the same modules; pages of files that the system may drop (the mapped offsets) count too.
 `plan` is measured without its probe, whose memory is that of the index's own steps.
 
-With --index, a Searcher is opened on each of these indexes instead: beside what it holds then stands the size of the
-index's files without its texts, most of which ColBERT holds as tensors.
+With --index, a Searcher is opened on each of these indexes instead and searches once: beside what it holds then stands
+the size of the index's files without its texts, which ColBERT holds as tensors, and what its checkpoint holds alone.
 
 Usage: bench_memory.py [--lines 10000,100000,1000000,8841823] [--folder FOLDER] [--index FOLDER ...]
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,6 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
-from colbert_diffusion.files import read_json
 from colbert_diffusion.planning import example_passages
 
 EXAMPLES = 1000  # different passages, over and over
@@ -49,10 +49,19 @@ STEPS = {
     + "index_bytes(shape), building_bytes(shape), memory_bytes(shape), list(notes(shape))\n",
 }
 
-SEARCHER = "from pathlib import Path\nfrom colbert_diffusion import Searcher\nimport colbert.searcher, colbert.data\n"
+SEARCHER = """import json
+from pathlib import Path
+from colbert_diffusion import DiffusionCheckpoint, Searcher
+import colbert.searcher, colbert.data
+index = Path(sys.argv[1])
+"""
 SEARCHER_STEPS = {
-    "searcher: imports alone": SEARCHER,
-    "searcher": SEARCHER + "searcher = Searcher(Path(sys.argv[1]).name, index_root=str(Path(sys.argv[1]).parent), verbose=0)\n",
+    "its checkpoint alone": SEARCHER
+    + "config = json.loads((index / 'metadata.json').read_text())['config']\n"
+    + "DiffusionCheckpoint(config['checkpoint'], verbose=0).encode_query(['ready'])\n",
+    "searcher": SEARCHER
+    + "searcher = Searcher(index.name, index_root=str(index.parent), verbose=0)\n"
+    + "searcher.search('ready', k=10)\n",
 }
 
 
@@ -80,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     print("| passages | files | step | resident | peak | seconds |\n|---|---|---|---|---|---|")
     for index in given.index:
-        count = sum(len(read_json(file)) for file in index.glob("doclens.*.json"))
+        count = sum(len(json.loads(file.read_text())) for file in index.glob("doclens.*.json"))
         files = sum(file.stat().st_size for file in index.iterdir() if not file.name.startswith("collection."))
         show(count, files, rows(index.absolute(), SEARCHER_STEPS))
     for count in map(int, () if given.index else given.lines.split(",")):

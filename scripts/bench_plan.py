@@ -9,7 +9,8 @@ shows in it.
 Usage: bench_plan.py --out FOLDER [--cells 10000:16:128:2,...] [--keep]
 
 OUT/plan.json keeps every row; interrupted, the same command goes on, and other cells may be asked for later. With
---keep the indexes built by this run stay in OUT, named by their cells, for bench_memory.py --index.
+--keep the indexes built by this run stay in OUT, named by their cells, for bench_memory.py --index. At most 16 vectors
+of 128 dimensions, as the shipped checkpoint has.
 """
 
 import argparse
@@ -17,14 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from colbert.infra import ColBERTConfig, Run, RunConfig
 
-from colbert_diffusion import Indexer, default_checkpoint
+from colbert_diffusion import Indexer, convert, default_checkpoint
 from colbert_diffusion.errors import UserError
 from colbert_diffusion.files import read_json, write_json
 from colbert_diffusion.identity import CheckpointIdentity, identify
@@ -73,24 +73,18 @@ def _unit(vectors: Vectors) -> Vectors:
     return unit
 
 
-class DrawnIdentity(CheckpointIdentity):
-    """The checkpoint that would have made the vectors; there is none, so its name stands for it."""
-
-    @property
-    def fingerprint(self) -> str:
-        return f"drawn-{self.config.k_passage}-{self.config.dim}"
-
-
-def identity(cell: Cell) -> CheckpointIdentity:
-    own = identify(default_checkpoint())
-    config = replace(own.config, k_passage=cell.k, dim=cell.dim, merge_above=None)
-    return DrawnIdentity(own.path, config, own.backbone_path, own.device, own.dtype)
+def identity(cell: Cell, folder: Path) -> CheckpointIdentity:
+    """The checkpoint whose vectors the drawn ones pass for: the shipped one, with as few vectors and dimensions."""
+    if not folder.exists():
+        convert(str(default_checkpoint()), folder, k_passage=cell.k, dim=cell.dim)
+    return identify(folder)
 
 
-def measure(cell: Cell, folder: Path) -> dict[str, Any]:
+def measure(cell: Cell, folder: Path, checkpoints: Path) -> dict[str, Any]:
     """Plan and build a cell's index in `folder`; both, as a row."""
     texts = example_passages(cell.passages)
-    encode_to(folder / "vectors", identity(cell), lambda: Drawn(cell), texts)
+    made_by = identity(cell, checkpoints / f"{cell.k}-{cell.dim}")
+    encode_to(folder / "vectors", made_by, lambda: Drawn(cell), texts)
     planned = make_plan(*cell, index=folder)
     started = time.perf_counter()
     with Run().context(RunConfig(index_root=str(folder))):
@@ -125,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cells", type=lambda text: text.split(","), default=DEFAULT)
     parser.add_argument("--keep", action="store_true")
     given = parser.parse_args(arguments)
-    path = given.out / "plan.json"
+    path, checkpoints = given.out / "plan.json", given.out / "checkpoints"
     try:
         cells = [Cell.parse(text) for text in given.cells]
         rows: list[dict[str, Any]] = read_json(path)["rows"] if path.exists() else []
@@ -133,12 +127,14 @@ def main(arguments: list[str] | None = None) -> None:
         given.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=given.out) as folder, only_our_output(given.out / "colbert.log"):
             if any(tuple(cell) not in done for cell in cells):
-                measure(Cell(1000, 4, 64, 2), Path(folder) / "first")  # loads and compiles what the others find loaded
+                measure(
+                    Cell(1000, 4, 64, 2), Path(folder) / "first", checkpoints
+                )  # loads and compiles what the others find loaded
         for cell in cells:
             if tuple(cell) in done:
                 continue
             with tempfile.TemporaryDirectory(dir=given.out) as folder, only_our_output(given.out / "colbert.log"):
-                rows.append(measure(cell, Path(folder)))
+                rows.append(measure(cell, Path(folder), checkpoints))
                 if given.keep:
                     Path(folder, "index").rename(given.out / "-".join(map(str, cell)))
             done[tuple(cell)] = rows[-1]

@@ -326,13 +326,13 @@ def test_memory_is_measured_for_every_step_and_size(tmp_path: Path, capsys: pyte
     assert not list(tmp_path.iterdir())
 
 
-def test_memory_of_a_searcher_is_measured_beside_its_imports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_of_a_searcher_is_measured_beside_its_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load("bench_plan").main(["--out", str(tmp_path), "--cells", "300:2:16:2", "--keep"])
     capsys.readouterr()
     load("bench_memory").main(["--index", str(tmp_path / "300-2-16-2")])
-    imports, searcher = rows(capsys.readouterr().out)
-    assert (imports[0], searcher[0], searcher[2]) == ("300", "300", "searcher")
-    assert int(searcher[3].removesuffix(" MB")) > int(imports[3].removesuffix(" MB")) > 100
+    alone, searcher = rows(capsys.readouterr().out)
+    assert (alone[0], alone[2], searcher[2]) == ("300", "its checkpoint alone", "searcher")
+    assert int(searcher[3].removesuffix(" MB")) > int(alone[3].removesuffix(" MB")) > 100
 
 
 # bench_index.py -----------------------------------------------------------------------------------------------
