@@ -14,7 +14,6 @@ import cProfile
 import math
 import pstats
 import random
-import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -92,7 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
     stored = sum(file.stat().st_size for file in index.iterdir())
     packed = sum(file.stat().st_size for kind in ("codes", "residuals") for file in index.glob(f"*.{kind}.pt"))
     print(f"index {size(stored)}, codes and residuals {packed / passages:.0f} bytes a passage")
-    print(f"peak resident memory {size(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)}")
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(f"peak resident memory {size(1024 * int(status['VmHWM'].split()[0]))}")  # ru_maxrss may be the parent's
 
 
 if __name__ == "__main__":
