@@ -126,17 +126,18 @@ def main(arguments: list[str] | None = None) -> None:
         done = {tuple(row[name] for name in Cell._fields): row for row in rows}
         given.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=given.out) as folder, only_our_output(given.out / "colbert.log"):
-            if any(tuple(cell) not in done for cell in cells):
-                measure(
-                    Cell(1000, 4, 64, 2), Path(folder) / "first", checkpoints
-                )  # loads and compiles what the others find loaded
+            if any(tuple(cell) not in done for cell in cells):  # loads and compiles what the others find loaded
+                measure(Cell(1000, 4, 64, 2), Path(folder) / "first", checkpoints)
         for cell in cells:
             if tuple(cell) in done:
                 continue
+            kept = given.out / "-".join(map(str, cell))
+            if given.keep and kept.exists():
+                raise UserError(f"{kept} exists; delete it, or leave --keep out")
             with tempfile.TemporaryDirectory(dir=given.out) as folder, only_our_output(given.out / "colbert.log"):
                 rows.append(measure(cell, Path(folder), checkpoints))
                 if given.keep:
-                    Path(folder, "index").rename(given.out / "-".join(map(str, cell)))
+                    Path(folder, "index").rename(kept)
             done[tuple(cell)] = rows[-1]
             note(f"{cell}: {rows[-1]['seconds']:.1f} s, planned {rows[-1]['planned_seconds']:.1f} s")
             write_json(path, {"rows": rows})
