@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,14 +133,18 @@ def test_a_rate_is_the_median_of_rounds_of_the_longest_run(monkeypatch: pytest.M
         tried.append(units)
         clock.now += next(waits)
 
-    monkeypatch.setattr(planning.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr("time.perf_counter", lambda: clock.now)
     assert rates({"step": Step(run, 16, 100)}) == {"step": 100 / 5}
     assert tried == [16, 32, 64, 100, 100, 100]
 
 
 def test_steps_take_turns() -> None:
     tried: list[str] = []
-    found = rates({name: Step(lambda n, name=name: tried.append(name), 8, 8) for name in ("a", "b")})
+
+    def note(name: str, units: int) -> None:
+        tried.append(name)
+
+    found = rates({name: Step(partial(note, name), 8, 8) for name in ("a", "b")})
     assert tried == ["a", "b"] * planning.ROUNDS
     assert min(found.values()) > 0
 
