@@ -4,7 +4,7 @@ each in its own and without our package, read: the vector files, queries.npy and
 ours        index the vectors, search 200 queries with full probing (every cell, nothing pruned, everything scored)
 dspy        DSPy's ColBERTv2, GET and POST, on a running server: the same passages as the server's own answers
 fast-plaid  an index of the same vectors at equal nbits, full probing: the same top 1 for at least 95 % of the queries
-pylate      the same for PyLate's PLAID index
+pylate      the same for PyLate's PLAID index, the median of three seeds of its k-means
 
 Usage: check_clients.py ours COLLECTION QUERIES WORK [--nbits 4] [--count 200] | dspy WORK URL | fast-plaid WORK | pylate WORK
 
@@ -24,6 +24,7 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 SAME = 0.95  # of the queries
+SEEDS = 3
 EVERYTHING = 1 << 30  # passages scored
 
 
@@ -88,16 +89,19 @@ def fast_plaid(work: Path) -> bool:
 
 
 def pylate(work: Path) -> bool:
+    """Its clusters differ from seed to seed, and with them a handful of answers: the median of `SEEDS` counts."""
     plaid = import_module("pylate.indexes").PLAID
-    folder, about = fresh(work / "pylate"), json.loads((work / "ours.json").read_text())
-    passages = vectors(work)
-    place = {"index_folder": str(folder), "index_name": "index", "nbits": about["nbits"], "device": "cpu"}
+    about, passages, queries = json.loads((work / "ours.json").read_text()), vectors(work), list(query_vectors(work))
     ids = [str(pid) for pid in range(len(passages))]
-    plaid(**place).add_documents(documents_ids=ids, documents_embeddings=passages)
-    probed = partitions(folder / "index" / "fast_plaid_index")
-    index = plaid(**place, n_ivf_probe=probed, n_full_scores=EVERYTHING)
-    found = index(list(query_vectors(work)), k=1)
-    return compare("pylate", about, [int(hits[0]["id"]) for hits in found])
+    runs: list[list[int]] = []
+    for seed in range(SEEDS):
+        folder = fresh(work / "pylate")
+        place = {"index_folder": str(folder), "index_name": "index", "nbits": about["nbits"], "device": "cpu", "seed": seed}
+        plaid(**place).add_documents(documents_ids=ids, documents_embeddings=passages)
+        probed = partitions(folder / "index" / "fast_plaid_index")
+        found = plaid(**place, n_ivf_probe=probed, n_full_scores=EVERYTHING)(queries, k=1)
+        runs.append([int(hits[0]["id"]) for hits in found])
+    return compare("pylate", about, sorted(runs, key=lambda tops: agreeing(tops, about["top"]))[SEEDS // 2])
 
 
 def fresh(folder: Path) -> Path:
@@ -111,10 +115,14 @@ def partitions(folder: Path) -> int:
 
 
 def compare(client: str, about: dict[str, Any], found: Sequence[int]) -> bool:
-    same: int = sum(a == b for a, b in zip(found, about["top"], strict=True))
-    share = same / len(found)
-    print(f"{client} {version(client)}: nbits {about['nbits']}, {same} of {len(found)} queries with our top 1 ({share:.1%})")
+    number = agreeing(found, about["top"])
+    share = number / len(found)
+    print(f"{client} {version(client)}: nbits {about['nbits']}, {number} of {len(found)} queries with our top 1 ({share:.1%})")
     return share >= SAME
+
+
+def agreeing(found: Sequence[int], wanted: Sequence[int]) -> int:
+    return sum(a == b for a, b in zip(found, wanted, strict=True))
 
 
 def main() -> None:
