@@ -150,10 +150,9 @@ def _api(service: Service, allow_reload: bool) -> APIRouter:
     @api.post("/explain", response_model=schemas.Explained)
     async def explain(asked: schemas.ExplainRequest) -> Response:
         """Which positions of a passage a query matched, and which words the positions predict."""
-        text = await service.passage(asked.pid, asked.index)
         found = await service.explain(asked.query, asked.pid, asked.index)
         matches = [{"query": i, "passage": j, "similarity": found.similarities[i][j]} for i, j in enumerate(found.matches)]
-        return JSON({"query": asked.query, "pid": asked.pid, "text": text, **found._asdict(), "matches": matches})
+        return JSON({"query": asked.query, "pid": asked.pid, **found._asdict(), "matches": matches})
 
     @api.get("/passages/{pid}", response_model=schemas.Passage)
     async def passage(pid: schemas.Pid, index: schemas.IndexName = None) -> Response:

@@ -35,6 +35,7 @@ class Explanation(NamedTuple):
     similarities: cosine of each query position with each passage position, (k_query, k_passage).
     matches: for each query position the passage position that it matched best.
     score: exact MaxSim, the sum of those cosines; the index's own score is that of compressed vectors.
+    text: the passage that was explained.
     query_words, passage_words: likeliest words per position, best first; None: `note` says why.
     """
 
@@ -44,6 +45,7 @@ class Explanation(NamedTuple):
     query_words: list[list[str]] | None
     passage_words: list[list[str]] | None
     note: str | None
+    text: str
 
 
 class OpenedIndex:
@@ -138,6 +140,7 @@ class OpenedIndex:
             query_words=None if note else self._words(query, "query"),
             passage_words=None if note else self._words(passage, "passage"),
             note=note,
+            text=passage,
         )
 
     @torch.inference_mode()
