@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,27 @@ def base_of(layout: Layout) -> Path:
     return PARITY / f"tiny-{layout.family}"
 
 
+def write_adapter(folder: Path, targets: Mapping[str, Sequence[int]], base: str = "") -> dict[str, torch.Tensor]:
+    """A random LoRA adapter in a new folder, under the published names of its targets, whose weights' shapes are given.
+
+    Returns:
+        Each target's update.
+    """
+    torch.manual_seed(5)
+    tensors: dict[str, torch.Tensor] = {}
+    updates: dict[str, torch.Tensor] = {}
+    for name, (rows, columns) in targets.items():
+        a, b = torch.randn(RANK, columns) / 8, torch.randn(rows, RANK) / 8
+        tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+        updates[name] = b @ a * ALPHA / RANK
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    leaves = sorted({name.rpartition(".")[2] for name in targets})
+    about = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "base_model_name_or_path": base, "target_modules": leaves}
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+    return updates
+
+
 def write_release(folder: Path, layout: Layout, base: str) -> Path:
     """A folder as published: the adapter under the base's own module names, no weights of the base.
 
@@ -48,21 +70,13 @@ def write_release(folder: Path, layout: Layout, base: str) -> Path:
     Returns:
         A base with the adapter's updates added to its published weights, which the release must equal.
     """
-    torch.manual_seed(5)
-    adapter: dict[str, torch.Tensor] = {}
     published = load_file(base_of(layout) / "model.safetensors")
     weights = {name: tensor.float() for name, tensor in published.items()}  # the sum would lose in bfloat16
-    for name in [name.removesuffix(".weight") for name in weights]:
-        if not name.endswith(TARGETS[layout.family]):
-            continue
-        rows, columns = weights[f"{name}.weight"].shape
-        a, b = torch.randn(RANK, columns) / 8, torch.randn(rows, RANK) / 8
-        adapter |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
-        weights[f"{name}.weight"] += b @ a * ALPHA / RANK
-    folder.mkdir()
-    save_file(adapter, folder / "adapter_model.safetensors")
-    about = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "base_model_name_or_path": base}
-    (folder / "adapter_config.json").write_text(json.dumps(about | {"target_modules": list(TARGETS[layout.family])}))
+    modules = [name.removesuffix(".weight") for name in weights]
+    adapted = [name for name in modules if name.endswith(TARGETS[layout.family])]
+    updates = write_adapter(folder, {name: weights[f"{name}.weight"].shape for name in adapted}, base)
+    for name, update in updates.items():
+        weights[f"{name}.weight"] += update
     prompts = json.loads((PARITY / "prompts.json").read_text())
     settings: dict[str, object] = {
         "model_type": layout.model_type,

@@ -41,15 +41,14 @@ def test_every_published_layout_converts_is_indexed_and_found(name: str, tmp_pat
     converted = convert(str(release), tmp_path / "c", dim=64, backbone=str(base_of(layout)) if single else None)
     assert (converted.config.k_query, converted.config.k_passage) == (layout.k_query, layout.k_passage)
 
-    replace(converted.config, backbone=str(merged)).save(tmp_path / "by hand")
-    by_hand = DiffusionCheckpoint(tmp_path / "by hand")
-    untuned = replace(converted.config, backbone=str(base_of(layout)))
-    untuned.save(tmp_path / "untuned")
+    def over(base: Path, folder: Path) -> DiffusionCheckpoint:
+        """The same without its adapter."""
+        replace(converted.config, backbone=str(base)).save(folder)
+        return DiffusionCheckpoint(folder)
+
+    checkpoints = converted, over(merged, tmp_path / "by hand"), over(base_of(layout), tmp_path / "untuned")
     for encode in ("encode_query", "encode_document"):
-        ours, expected, without = (
-            np.stack(getattr(checkpoint, encode)(TEXTS[:4]))
-            for checkpoint in (converted, by_hand, DiffusionCheckpoint(tmp_path / "untuned"))
-        )
+        ours, expected, without = (np.stack(getattr(checkpoint, encode)(TEXTS[:4])) for checkpoint in checkpoints)
         np.testing.assert_allclose(ours, expected, atol=2e-5)
         assert np.abs(ours - without).max() > 0.01, "the adapter changes nothing"
 

@@ -1,18 +1,16 @@
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from colbert_diffusion.backbones.loading import load_backbone
 from colbert_diffusion.errors import UserError
 
 from ..conftest import PARITY
+from ..releases import write_adapter
 
-RANK, ALPHA = 4, 8
 # LLaDA's published names; the last is the head, which an adapter on `ff_out` matches too
 TARGETS = {
     "model.transformer.blocks.0.attn_out": (64, 64),
@@ -22,24 +20,8 @@ TARGETS = {
 }
 
 
-def write_llada_adapter(folder: Path, targets: dict[str, tuple[int, int]]) -> dict[str, Tensor]:
-    """A random LoRA adapter under the published names; returns each target's update."""
-    torch.manual_seed(3)
-    tensors: dict[str, Tensor] = {}
-    updates: dict[str, Tensor] = {}
-    for name, (rows, columns) in targets.items():
-        a, b = torch.randn(RANK, columns), torch.randn(rows, RANK)
-        tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
-        updates[name] = b @ a * ALPHA / RANK
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": ["attn_out", "ff_proj", "ff_out"]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return updates
-
-
 def test_an_adapter_under_published_names_is_merged_into_the_native_weights(tmp_path: Path) -> None:
-    updates = write_llada_adapter(tmp_path / "adapter", TARGETS)
+    updates = write_adapter(tmp_path / "adapter", TARGETS)
     published = load_file(PARITY / "tiny-llada" / "model.safetensors")
     merged = load_backbone(PARITY / "tiny-llada", checkpoint=tmp_path / "adapter").model.state_dict()
     for native, name in (
@@ -53,13 +35,13 @@ def test_an_adapter_under_published_names_is_merged_into_the_native_weights(tmp_
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
-    write_llada_adapter(tmp_path / "adapter", {"model.transformer.blocks.9.attn_out": (64, 64)})
+    write_adapter(tmp_path / "adapter", {"model.transformer.blocks.9.attn_out": (64, 64)})
     with pytest.raises(UserError, match=r"do not exist.*layers\.9\.self_attn\.o_proj"):
         load_backbone(PARITY / "tiny-llada", checkpoint=tmp_path / "adapter")
 
 
 def test_anything_but_lora_in_safetensors_is_refused(tmp_path: Path) -> None:
-    write_llada_adapter(tmp_path / "adapter", TARGETS)
+    write_adapter(tmp_path / "adapter", TARGETS)
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     with pytest.raises(UserError, match="only LORA"):
         load_backbone(PARITY / "tiny-llada", checkpoint=tmp_path / "adapter")
