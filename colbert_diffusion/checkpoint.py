@@ -1,7 +1,7 @@
 """DiffusionCheckpoint: a checkpoint folder as an encoder, with the surface that ColBERT calls. Never imports colbert."""
 
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
@@ -229,6 +229,13 @@ def sharing(models: Models) -> Iterator[None]:
         yield
     finally:
         _shared.reset(token)
+
+
+@contextmanager
+def sharing_at_least(models: Models) -> Iterator[None]:
+    """As `sharing`, unless somebody shares already."""
+    with nullcontext() if _shared.get() is not None else sharing(models):
+        yield
 
 
 def _open_model(path: str, colbert_config: Any = None, verbose: int = 3) -> DiffusionCheckpoint:

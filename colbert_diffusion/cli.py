@@ -121,6 +121,7 @@ def search(
     queries: Annotated[list[str] | None, typer.Argument(help="Questions.", show_default=False)] = None,
     queries_file: Annotated[Path | None, typer.Option("--queries", help="A .tsv, a .jsonl or a BEIR folder.")] = None,
     k: Annotated[int, typer.Option("-k", help="Passages per query.")] = 10,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash every file of the index first.")] = False,
     as_json: Json = False,
 ) -> None:
     """Search an index with ColBERT's own searcher."""
@@ -132,7 +133,7 @@ def search(
     with _quiet(ctx):
         from .seam.searching import Searcher
 
-        searcher = Searcher(index.name, index_root=str(index.absolute().parent))
+        searcher = Searcher(index.name, index_root=str(index.absolute().parent), verify=verify)
         found = [(query, *searcher.search(query, k=k)) for query in asked.values()]
     for query, pids, ranks, scores in found:
         topk = [
@@ -219,7 +220,7 @@ def evaluate(
 @app.command()
 def verify(index: Annotated[Path, typer.Argument(help="Index folder.", show_default=False)], as_json: Json = False) -> None:
     """Hash every file of an index against its manifest; exit code 1 when one differs."""
-    from .manifest import verify as differences
+    from .seam.opening import verify as differences
 
     found = differences(index)
     if as_json:

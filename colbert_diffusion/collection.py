@@ -37,18 +37,31 @@ Parse = Callable[[int, str], Entry]  # (line number from 1, line) -> entry; rais
 class Passages(Sequence[str]):
     """A collection on disk, by pid: each passage is read when it is asked for. A copy of it is itself, pickled it is a path.
 
-    Every line is checked when the file is opened for the first time; see `LineFile`.
+    Every line is checked when the file is opened for the first time; the file stays open; see `LineFile`.
+
+    Args:
+        sha256: of the file, where an index's manifest has it.
 
     Raises:
         UserError: a malformed line, by file and number, or no passages.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sha256: str | None = None, lines: LineFile | None = None) -> None:
         self.path = path
         self._parse: Parse = _parse_tsv_passage if path.suffix == ".tsv" else _parse_json
-        self._lines = LineFile(path, _Check(path, self._parse))
+        self._lines = lines or LineFile(path, _Check(path, self._parse), sha256)
         if not len(self._lines):
             raise UserError(f"{path} has no passages")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._lines.size
+
+    @property
+    def sha256(self) -> str:
+        """Of the file; kept with large ones, else read now."""
+        return self._lines.sha256
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -80,7 +93,7 @@ class Passages(Sequence[str]):
         return (self._parse(number, line.decode("utf-8")) for number, line in enumerate(self._lines, 1))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Passages, (self.path,)
+        return Passages, (self.path, None, self._lines)
 
     def __deepcopy__(self, memo: object) -> "Passages":
         return self

@@ -26,7 +26,8 @@ from .config import (
 )
 from .encoder import Encoder
 from .errors import UserError
-from .files import folder_aside
+from .files import folder_aside, needing_room
+from .locking import writing
 from .progress import progress_bar
 from .projection import Projection, fit_pca, load_projection
 from .readouts import READOUTS
@@ -78,46 +79,47 @@ def convert(
         UserError: nothing to fit the projection on, too few texts, or anything wrong with the source.
     """
     target = Path(out)
-    if target.exists():
-        raise UserError(f"{target} exists; choose another folder or delete it")
-    folder = locate(source)
-    if layout_of(folder) is CHECKPOINT:
-        config = DiffusionConfig.load(folder).prefix(k_query=k_query, k_passage=k_passage, dim=dim)
-        merge_above = merge_above or config.merge_above
-        _write_prefix(target, folder, replace(config, merge_above=merge_above, search=_recommended(config, nbits)))
-        return DiffusionCheckpoint(target)
-    dim = dim or 128
-    if layout_of(folder) is RELEASED:
-        config = _released_config(folder, backbone)
-        carried: Path | None = folder
-    else:
-        config = _backbone_config(source, folder, family, readout, k_query or 4, k_passage or 16, prompts)
-        asked = {"query_max_length": query_max_length, "passage_max_length": passage_max_length}
-        given = {name: length for name, length in asked.items() if length is not None}
-        config = replace(config, mask_position=mask_position, **given)  # type: ignore[arg-type]
-        if READOUTS[readout].every_token:
-            config = replace(config, k_query=config.query_max_length, k_passage=config.passage_max_length)
-        carried = None
+    with needing_room(target), writing(target):
+        if target.exists():
+            raise UserError(f"{target} exists; choose another folder or delete it")
+        folder = locate(source)
+        if layout_of(folder) is CHECKPOINT:
+            config = DiffusionConfig.load(folder).prefix(k_query=k_query, k_passage=k_passage, dim=dim)
+            merge_above = merge_above or config.merge_above
+            _write_prefix(target, folder, replace(config, merge_above=merge_above, search=_recommended(config, nbits)))
+            return DiffusionCheckpoint(target)
+        dim = dim or 128
+        if layout_of(folder) is RELEASED:
+            config = _released_config(folder, backbone)
+            carried: Path | None = folder
+        else:
+            config = _backbone_config(source, folder, family, readout, k_query or 4, k_passage or 16, prompts)
+            asked = {"query_max_length": query_max_length, "passage_max_length": passage_max_length}
+            given = {name: length for name, length in asked.items() if length is not None}
+            config = replace(config, mask_position=mask_position, **given)  # type: ignore[arg-type]
+            if READOUTS[readout].every_token:
+                config = replace(config, k_query=config.query_max_length, k_passage=config.passage_max_length)
+            carried = None
 
-    loaded = _load(config, carried)
-    if dim > loaded.hidden_size:
-        raise UserError(f"dim {dim} is above the backbone's hidden size {loaded.hidden_size}; choose a smaller --dim")
-    if dim < loaded.hidden_size and not fit_on and projection_of is None:
-        raise UserError(
-            f"a projection from {loaded.hidden_size} to {dim} dimensions is fitted on texts: give some passages "
-            f"(--fit-on TEXTS), or keep all dimensions (--dim {loaded.hidden_size})"
-        )
-    projection = Projection()
-    if projection_of is not None:
-        other = locate(str(projection_of))
-        projection = load_projection(replace(DiffusionConfig.load(other), dim=dim), other, loaded.hidden_size)
-    elif dim < loaded.hidden_size:
-        encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size), Projection())
-        projection = fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show_progress_bar), dim)
-    kind = "none" if projection.weight is None else "pca"
-    config = replace(config, dim=dim, projection=kind, merge_above=merge_above, search=_recommended(config, nbits))
-    _write(target, config, projection, carried)
-    return DiffusionCheckpoint(target)
+        loaded = _load(config, carried)
+        if dim > loaded.hidden_size:
+            raise UserError(f"dim {dim} is above the backbone's hidden size {loaded.hidden_size}; choose a smaller --dim")
+        if dim < loaded.hidden_size and not fit_on and projection_of is None:
+            raise UserError(
+                f"a projection from {loaded.hidden_size} to {dim} dimensions is fitted on texts: give some passages "
+                f"(--fit-on TEXTS), or keep all dimensions (--dim {loaded.hidden_size})"
+            )
+        projection = Projection()
+        if projection_of is not None:
+            other = locate(str(projection_of))
+            projection = load_projection(replace(DiffusionConfig.load(other), dim=dim), other, loaded.hidden_size)
+        elif dim < loaded.hidden_size:
+            encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size), Projection())
+            projection = fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show_progress_bar), dim)
+        kind = "none" if projection.weight is None else "pca"
+        config = replace(config, dim=dim, projection=kind, merge_above=merge_above, search=_recommended(config, nbits))
+        _write(target, config, projection, carried)
+        return DiffusionCheckpoint(target)
 
 
 def _recommended(config: DiffusionConfig, nbits: int | None) -> Mapping[str, float]:

@@ -48,8 +48,10 @@ class Ids:
             raise UserError(f"{len(unknown)} ids are not in the index (first: {unknown[0]!r:.60})")
         return [pid for identifier in wanted if (pid := self._pid(identifier)) is not None]
 
-    def has(self, identifier: str) -> bool:
-        return self._pid(identifier) is not None
+    def has(self, identifier: str, below: int) -> bool:
+        """Whether a pid below this one has the id."""
+        pid = self._pid(identifier)
+        return pid is not None and pid < below
 
     def _pid(self, identifier: str) -> int | None:
         if self._lines is None:

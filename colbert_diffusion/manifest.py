@@ -1,23 +1,28 @@
 """`index.json`: what an index was made from, and the size and sha256 of each of its files. Knows nothing of ColBERT."""
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
 from .files import read_json, write_json
+from .stamps import sha256_of
 
 MANIFEST_FILE = "index.json"
 FORMAT_VERSION = 1
+TEXTS = "texts"  # its field for a collection outside of the index: path, size and sha256
 
 
-def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
-    """Declare the folder a complete index: every file in it is recorded. Written last."""
+def write_manifest(folder: Path, about: Mapping[str, Any], own: Callable[[str], object] = lambda name: True) -> None:
+    """Declare the folder a complete index. Written last.
+
+    Args:
+        own: which names are the index's own files. Others are somebody's, and not recorded.
+    """
     files = {
-        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
+        path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name != MANIFEST_FILE
+        if path.is_file() and path.name != MANIFEST_FILE and own(path.name)
     }
     write_json(folder / MANIFEST_FILE, {"format_version": FORMAT_VERSION, "complete": True, **about, "files": files})
 
@@ -28,13 +33,35 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: damaged, or of another format version.
     """
-    if not (folder / MANIFEST_FILE).is_file():
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
         return None
-    manifest = read_json(folder / MANIFEST_FILE)
-    if manifest.get("format_version") != FORMAT_VERSION or not isinstance(manifest.get("files"), dict):
+    manifest = read_json(path)
+    if manifest.get("format_version") != FORMAT_VERSION:
         found = manifest.get("format_version")
-        raise UserError(f"{folder / MANIFEST_FILE} has format_version {found}, expected {FORMAT_VERSION}; rebuild the index")
+        raise UserError(f"{path} has format_version {found!r:.40}, expected {FORMAT_VERSION}; rebuild the index")
+    for fault in _faults(manifest):
+        raise UserError(f"{path} is damaged ({fault}); restore it or rebuild the index")
     return manifest
+
+
+def _faults(manifest: Mapping[str, Any]) -> list[str]:
+    """What its readers rely on and is not so."""
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        return ["no list of files"]
+    found = []
+    for name, entry in files.items():
+        whole = isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
+        if not whole or name != Path(name).name:
+            found.append(f"no size and sha256 of a file {name!r:.60}")
+    for field in ("build", "update", TEXTS):
+        if not isinstance(manifest.get(field, {}), dict):
+            found.append(f"its {field} is no object")
+    texts = manifest.get(TEXTS)
+    if texts is not None and not (isinstance(texts.get("size"), int) and isinstance(texts.get("sha256"), str)):
+        found.append("no size and sha256 of its texts")
+    return found
 
 
 def check_sizes(folder: Path) -> None:
@@ -64,11 +91,6 @@ def verify(folder: Path) -> list[str]:
             found.append(f"{name}: missing")
         elif path.stat().st_size != entry["size"]:
             found.append(f"{name}: {path.stat().st_size} bytes instead of {entry['size']}")
-        elif _sha256(path) != entry["sha256"]:
+        elif sha256_of(path) != entry["sha256"]:
             found.append(f"{name}: changed (sha256 differs)")
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

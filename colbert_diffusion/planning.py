@@ -21,7 +21,7 @@ from .doctor import memory_available
 from .errors import UserError
 from .identity import identify
 from .seam import install
-from .seam.shape import KMEANS_STEPS, QUANTILE_LIMIT, Shape, faults, unindexable
+from .seam.shape import KMEANS_STEPS, QUANTILE_LIMIT, Bytes, Shape, building_bytes, faults, index_bytes, peak_disk, unindexable
 from .vectors import SHARD
 
 PROBE_SECONDS = 1.5  # of a step at least, where there is enough to do; twice that at most
@@ -32,14 +32,9 @@ POINTS = 256  # vectors per centroid that faiss uses (max_points_per_centroid)
 HANDLING = 20e-6  # seconds a passage beside the arithmetic: read, its text and length written (profiled on an EPYC core)
 HANDLING_VECTOR = 2e-6  # and each of its vectors
 UNBATCHED = 3  # times as long ColBERT's own assignment takes, by which it measures residuals of the held-out sample
-TORCH_FILE = 1_600  # bytes of a .pt file beyond its tensor
-CHUNK_FILES = 1_000  # bytes of a chunk's metadata and of its lines in the manifest
-CONFIG_FILES = 4_500  # bytes of metadata.json, plan.json and the rest of the manifest
 DISTANCES = 2**29  # entries of the matrix vectors x centroids that ColBERT makes at a time (codecs/residual.py:203)
 MEAN_CHARACTERS = 335  # of a passage of MS MARCO
 WORDS = "the of and to in is that for it as was with by on from water people city year system number name blood".split()
-
-Bytes = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -114,32 +109,6 @@ def size(count: float) -> str:
             return f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:,.1f} GB"
-
-
-def index_bytes(shape: Shape) -> Bytes:
-    """The finished index's files. The ivf is at most this: vectors of a passage that share a centroid are listed once."""
-    return {
-        "codes": 4 * shape.vectors + TORCH_FILE * shape.chunks,
-        "residuals": shape.vectors * shape.dim * shape.nbits // 8 + TORCH_FILE * shape.chunks,
-        "doclens": shape.passages * (len(str(shape.k)) + 2),
-        "ivf": 4 * shape.vectors + 8 * shape.partitions + TORCH_FILE,
-        "centroids": 2 * shape.partitions * shape.dim + 3 * TORCH_FILE,
-        "metadata": CHUNK_FILES * shape.chunks + CONFIG_FILES,
-    }
-
-
-def building_bytes(shape: Shape) -> Bytes:
-    """What lies beside a growing index: every vector until the end, the sample's until k-means has read it. float16."""
-    return {
-        "vectors": 2 * shape.vectors * shape.dim + 4 * shape.passages,
-        "k-means sample": 2 * shape.sampled_vectors * shape.dim,
-    }
-
-
-def peak_disk(shape: Shape) -> int:
-    """The sample is gone before the first chunk is written."""
-    building = building_bytes(shape)
-    return building["vectors"] + max(building["k-means sample"], sum(index_bytes(shape).values()))
 
 
 def memory_bytes(shape: Shape, weights: int = 0) -> Bytes:

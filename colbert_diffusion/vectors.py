@@ -1,29 +1,34 @@
 """Vector files: encode once, index many times. Knows neither models nor ColBERT.
 
 A folder holds `vectors.json` (what made it) and shards `00000.safetensors` of `SHARD` passages each: `vectors`
-float16 (sum of lengths, dim) and `doclens` int32. A shard appears by a rename when it is whole, so an interrupted
-run goes on with the next one; batches never cross a shard, so going on changes no bit.
+float16 (sum of lengths, dim) and `doclens` int32, and in the header the sha256 of both. A shard appears by a rename when
+it is whole, so an interrupted run goes on with the next one; batches never cross a shard, so going on changes no bit.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from .collection import collection_fingerprint
 from .config import COLBERT_FILE, VECTORS_FILE
 from .errors import UserError
-from .files import read_json, write_json, written_aside
+from .files import aside_of, needing_room, read_json, write_json, written_aside
 from .identity import CheckpointIdentity
+from .locking import writing
 from .progress import Progress, progress_bar
 from .projection import Vectors
 
 FORMAT_VERSION = 1
 SHARD = 10_000  # passages; at k=16, dim=128 a shard is 41 MB
+HASH = "sha256"  # a shard's own, in its header
+REMEDY = "delete this file and run the same command again: only its passages are encoded anew"
+BEGUN = {COLBERT_FILE, *(aside_of(Path(name)).name for name in (COLBERT_FILE, VECTORS_FILE))}  # what a kill may leave first
 
 
 class DocumentEncoder(Protocol):
@@ -48,9 +53,11 @@ def encode_to(
     Raises:
         UserError: the folder holds vectors of another checkpoint or collection, or there are no texts.
     """
-    claim(folder, identity, texts)
-    encode_shards(folder, load, texts, show_progress_bar=show_progress_bar)
-    mark_complete(folder)
+    needed = len(texts) * (2 * identity.config.k_passage * identity.config.dim + 4)
+    with needing_room(folder, lambda: needed), writing(folder):
+        claim(folder, identity, texts)
+        encode_shards(folder, load, texts, show_progress_bar=show_progress_bar)
+        mark_complete(folder)
     return VectorFiles(folder)
 
 
@@ -92,11 +99,12 @@ def claim(folder: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> N
                     f"{folder} holds vectors of another run: {name} is {there.get(name)!r}, now {value!r}; "
                     "choose another folder or delete this one"
                 )
-        return
-    if folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and not (folder.is_dir() and all(file.name in BEGUN for file in folder.iterdir())):
         raise UserError(f"{folder} exists and holds no vector files; choose a new or empty folder")
-    write_json(path, {**about, "complete": False})
-    write_json(folder / COLBERT_FILE, identity.config.colbert_settings())
+    if not (folder / COLBERT_FILE).exists():
+        write_json(folder / COLBERT_FILE, identity.config.colbert_settings())
+    if not path.exists():  # last: it says that the folder is begun
+        write_json(path, {**about, "complete": False})
 
 
 def encode_shards(
@@ -123,8 +131,28 @@ def encode_shards(
 
 
 def mark_complete(folder: Path) -> None:
-    """Declare that every shard is there."""
-    write_json(folder / VECTORS_FILE, {**read_json(folder / VECTORS_FILE), "complete": True})
+    """Declare that every shard is there, and which: a shard of another run is not taken for one."""
+    about = read_json(folder / VECTORS_FILE)
+    count = -(-about["passages"] // about["shard"])
+    hashes = [_recorded_hash(_shard_path(folder, number)) for number in range(count)]
+    write_json(folder / VECTORS_FILE, {**about, "complete": True, "shards": hashes})
+
+
+def _recorded_hash(path: Path) -> str | None:
+    """What a shard's header says; None of one by version 0.1."""
+    try:
+        with safe_open(path, "pt") as file:
+            found: str | None = (file.metadata() or {}).get(HASH)
+            return found
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); {REMEDY}") from error
+
+
+def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in ("vectors", "doclens"):
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _shard_path(folder: Path, number: int) -> Path:
@@ -134,8 +162,9 @@ def _shard_path(folder: Path, number: int) -> Path:
 def _write_shard(path: Path, vectors: Sequence[Vectors]) -> None:
     packed = torch.from_numpy(np.concatenate(vectors)).half()
     doclens = torch.tensor([len(v) for v in vectors], dtype=torch.int32)
+    tensors = {"vectors": packed, "doclens": doclens}
     with written_aside(path) as aside:
-        save_file({"vectors": packed, "doclens": doclens}, aside)
+        save_file(tensors, aside, metadata={HASH: _hash(tensors)})
 
 
 class VectorFiles:
@@ -162,6 +191,7 @@ class VectorFiles:
         self.dim: int = about["dim"]
         self._passages: int = about["passages"]
         self._shard: int = about["shard"]
+        self._hashes: list[str | None] = about.get("shards", [])
         self._open: tuple[int, Any] = (-1, None)
 
     def __len__(self) -> int:
@@ -176,13 +206,29 @@ class VectorFiles:
             i = pid % self._shard
             yield vectors[ends[i] : ends[i + 1]].float().numpy()
 
+    def _faults(self, number: int, tensors: Mapping[str, torch.Tensor], expected: str | None) -> Iterator[str]:
+        """What makes a shard not the one that was written; one by version 0.1 has no hash."""
+        vectors, doclens = tensors.get("vectors"), tensors.get("doclens")
+        passages = min(self._shard, self._passages - number * self._shard)
+        if vectors is None or doclens is None or vectors.shape[1:] != (self.dim,) or vectors.dtype != torch.float16:
+            yield f"it does not hold float16 vectors of dim {self.dim} and their doclens"
+        elif len(doclens) != passages or int(doclens.min()) < 0 or int(doclens.sum()) != len(vectors):
+            yield f"the lengths of {len(doclens)} passages do not add up to {len(vectors)} vectors of {passages}"
+        elif expected is not None and _hash(tensors) != expected:
+            yield "its sha256 differs from what was written"
+        elif expected is None and not bool(vectors.isfinite().all()):
+            yield "it holds numbers that are not finite"
+
     def _load(self, number: int) -> Any:
         if self._open[0] != number:
             path = _shard_path(self.folder, number)
             try:
                 tensors = load_file(path)
-            except (SafetensorError, FileNotFoundError) as error:
-                raise UserError(f"{path} is missing or damaged ({error}); delete it and run `encode` again") from error
+                expected = self._hashes[number] if number < len(self._hashes) else _recorded_hash(path)
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path} is missing or damaged ({error}); {REMEDY}") from error
+            for fault in self._faults(number, tensors, expected):
+                raise UserError(f"{path} is damaged ({fault}); {REMEDY}")
             ends = np.concatenate([[0], np.cumsum(tensors["doclens"].numpy(), dtype=np.int64)])
             self._open = (number, (tensors["vectors"], ends))
         return self._open[1]

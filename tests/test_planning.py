@@ -13,19 +13,16 @@ from colbert_diffusion.errors import UserError
 from colbert_diffusion.planning import (
     Rates,
     Step,
-    building_bytes,
     example_passages,
     hours,
-    index_bytes,
     make_plan,
     memory_bytes,
     notes,
-    peak_disk,
     rates,
     shortages,
 )
 from colbert_diffusion.seam.places import Places
-from colbert_diffusion.seam.shape import Shape, faults
+from colbert_diffusion.seam.shape import Shape, building_bytes, faults, index_bytes, peak_disk
 
 from .conftest import HIDDEN, PARITY, make_texts
 from .test_cli import run

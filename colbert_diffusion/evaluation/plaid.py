@@ -58,7 +58,7 @@ def plaid_run(index: str | Path, benchmark: Benchmark, depth: int = 1000, checkp
 
 def check_documents(index: Path, benchmark: Benchmark) -> None:
     """Raises UserError unless the index is of these documents in this order (their number, without our manifest)."""
-    from ..seam.searching import index_config
+    from ..seam.opening import index_config
 
     index_config(index)  # says when there is no index
     build = (read_manifest(index) or {}).get("build", {})

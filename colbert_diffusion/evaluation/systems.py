@@ -156,7 +156,7 @@ def _run_checkpoint(
 
 
 def _checkpoint_of(index: Path) -> str:
-    from ..seam.searching import checkpoint_of, index_config
+    from ..seam.opening import checkpoint_of, index_config
 
     index = index.absolute()
     return checkpoint_of(index, index_config(index))

@@ -1,5 +1,5 @@
 """Binding: three of ColBERT's modules see our factory under the name `Checkpoint`, its indexer our callee as `encode`
-and our launcher as `Launcher`.
+and our launcher as `Launcher`, its searcher our checks as `IndexScorer`.
 
 The callee is a module-level function of ours because ColBERT's launcher pickles it by reference: a spawned child
 imports this package and is bound in turn. Importing this module imports neither torch nor colbert.
@@ -21,9 +21,11 @@ COLBERT_VERSION = "0.2.22"
 _BOUND: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("colbert.indexing.collection_indexer", "Checkpoint", ("name", "colbert_config", "verbose")),
     ("colbert.searcher", "Checkpoint", ("name", "colbert_config", "verbose")),
+    ("colbert.searcher", "IndexScorer", ("index_path", "use_gpu", "load_index_with_mmap")),
     ("colbert.index_updater", "Checkpoint", ("name", "colbert_config", "verbose")),
     ("colbert.indexer", "encode", ("config", "collection", "shared_lists", "shared_queues", "verbose")),
     ("colbert.indexer", "Launcher", ("callee", "run_config", "return_all")),
+    ("colbert.indexer", "mp", ()),
 )
 _originals: dict[tuple[str, str], Any] = {}
 
@@ -44,20 +46,26 @@ def install() -> None:
     originals = {}
     for module_name, name, parameters in _BOUND:
         original = getattr(importlib.import_module(module_name), name, None)
-        if original is None or tuple(inspect.signature(original).parameters)[: len(parameters)] != parameters:
+        if original is None or _parameters(original)[: len(parameters)] != parameters:
             raise UserError(
                 f"{module_name}.{name} is not what colbert-ai {COLBERT_VERSION} publishes; "
                 f"reinstall it: pip install --force-reinstall --no-deps colbert-ai=={COLBERT_VERSION}"
             )
         originals[module_name, name] = original
-    from .launching import Launcher
+    from .launching import Launcher, Multiprocessing
+    from .scorer import CheckedScorer
 
+    ours: dict[str, Any] = {"encode": encode, "Launcher": Launcher, "mp": Multiprocessing(), "IndexScorer": CheckedScorer}
     for (module_name, name), original in originals.items():
-        bound: Any = {"encode": encode, "Launcher": Launcher}.get(name)
+        bound = ours.get(name)
         if bound is None:
             bound = _factory(original, searches=module_name == "colbert.searcher")
         setattr(importlib.import_module(module_name), name, bound)
     _originals.update(originals)
+
+
+def _parameters(original: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(original).parameters) if callable(original) else ()
 
 
 def uninstall() -> None:

@@ -6,7 +6,6 @@ same again.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from colbert.indexing.collection_indexer import CollectionIndexer
 from colbert.indexing.index_saver import IndexSaver
 from torch import Tensor
 
+from ..files import publish, remove
 from .shape import QUANTILE_LIMIT, fitting_partitions
 
 CODEC_FILES = ("centroids.pt", "buckets.pt", "avg_residual.pt")
@@ -51,14 +51,11 @@ class Saver(IndexSaver):  # type: ignore[misc]  # colbert has no types
         """A folder to write in, then everything in it is moved beside it. torch stores a file's own name in it, so
         the names must be the final ones for equal bytes."""
         aside = self._folder / f".writing.{self.config.rank}"
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
         aside.mkdir()
         try:
             yield aside
-            for path in sorted(aside.iterdir(), key=lambda p: (p.name.endswith("metadata.json"), p.name)):
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(path, self._folder / path.name)
+            publish(aside, self._folder, last="metadata.json")
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -78,12 +75,19 @@ class Saver(IndexSaver):  # type: ignore[misc]  # colbert has no types
             del self.codec
 
     def save_chunk(self, chunk_idx: int, offset: int, embs: Tensor, doclens: list[int]) -> None:
-        compressed = compress(self.codec, embs)
-        about = {"passage_offset": offset, "num_passages": len(doclens), "num_embeddings": len(compressed)}
+        self.write_chunk(chunk_idx, compress(self.codec, embs), doclens, passage_offset=offset)
+
+    def write_chunk(self, number: int, compressed: Any, doclens: list[int], **offsets: int) -> None:
+        """Four files of compressed vectors, whole or not at all.
+
+        Args:
+            offsets: passage_offset, and embedding_offset where no `finalize` follows that adds it.
+        """
+        about = {**offsets, "num_passages": len(doclens), "num_embeddings": len(compressed)}
         with self._aside() as aside:
-            compressed.save(str(aside / str(chunk_idx)))
-            (aside / f"doclens.{chunk_idx}.json").write_text(json.dumps(doclens))
-            (aside / f"{chunk_idx}.metadata.json").write_text(json.dumps(about))
+            compressed.save(str(aside / str(number)))
+            (aside / f"doclens.{number}.json").write_text(json.dumps(doclens))
+            (aside / f"{number}.metadata.json").write_text(json.dumps(about))
 
     def check_chunk_exists(self, chunk_idx: int) -> bool:
         if not super().check_chunk_exists(chunk_idx):

@@ -21,19 +21,20 @@ from .. import fingerprint
 from ..backbones.sources import locate
 from ..checkpoint import check_dim, default_checkpoint
 from ..collection import COLLECTION_FILE, Held, Passages, collection_fingerprint, read_collection, write_tsv
-from ..config import VECTORS
+from ..config import VECTORS, DiffusionConfig
 from ..errors import MissingPackageError, UserError
-from ..files import read_json, write_json, written_aside
+from ..files import needing_room, read_json, write_json, written_aside
 from ..identity import CheckpointIdentity, identify
 from ..ids import IDS_FILE, write_ids
-from ..manifest import read_manifest, write_manifest
+from ..lines import is_derived, keep
+from ..manifest import TEXTS, read_manifest, write_manifest
 from ..progress import note
 from ..vectors import VectorFiles, claim, is_claimed_by
 from .binding import COLBERT_VERSION, install
-from .places import Places
-from .searching import METADATA_FILE
+from .opening import METADATA_FILE
+from .places import Places, inside_an_index, is_own
 from .settings import choose_settings, explicit_settings
-from .shape import check_indexable, check_shape
+from .shape import Shape, check_indexable, check_shape, peak_disk
 from .worker import Pids
 
 REPLACING = "; pass overwrite=True (--overwrite) to replace it, or choose another name"
@@ -59,6 +60,7 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         folder = locate(str(checkpoint or default_checkpoint()))
         check_indexable(folder)
         self._explicit = explicit_settings(config, Run().config)
+        self._shape: Shape | None = None
         super().__init__(str(folder), config, verbose)
         check_dim(config, self.checkpoint_config.dim, folder)
         _warn_ignored(config, self.config)
@@ -91,24 +93,40 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         if overwrite not in OVERWRITES:
             raise UserError(f"overwrite={overwrite!r} is not supported, choose one of {OVERWRITES}")
         self.configure(index_name=name)
-        places = Places(Path(self.config.index_path_).absolute())
-        self.index_path = str(places.target)
-        just_finished = places.recover()  # this very call's earlier try may have died in the swap
-        exists = places.target.exists()
-        if exists and overwrite == "reuse":
+        places = Places(Path(self.config.index_path_))
+        self.index_path = str(places.named)
+        if overwrite == "reuse" and places.readable().exists():
             return self.index_path
-        if exists and not overwrite and not just_finished:
-            raise UserError(f"{places.target} exists{REPLACING}")
+        self._shape = None
+        with needing_room(places.target.parent, lambda: self._bytes_left(places)), places.writing():
+            just_finished = places.interrupted()  # this very call's earlier try may have died in the swap
+            places.recover()
+            if places.target.exists() and not overwrite and not just_finished:
+                raise UserError(f"{places.target} exists{REPLACING}")
+            places.check_feasible()
+            self._build(places, collection, overwrite, metadata, just_finished)
+        return self.index_path
+
+    def _build(
+        self,
+        places: Places,
+        collection: str | Sequence[str],
+        overwrite: bool | str,
+        metadata: Sequence[Mapping[str, Any]] | None,
+        just_finished: bool,
+    ) -> None:
+        """What `index` does under the lock."""
         check_faiss()
         texts = _read(collection)
         lines = None if metadata is None else metadata_lines(metadata, len(texts))
         source = self._source(texts)
+        self._shape = Shape(len(texts), _vectors_per_passage(source), self.config.dim, self.config.nbits)
         build = self._build_identity(texts, source)
         if lines is not None:
             build["metadata"] = fingerprint.of_texts(lines)
-        if exists and (just_finished or overwrite == "resume"):
+        if places.target.exists() and (just_finished or overwrite == "resume"):
             if (read_manifest(places.target) or {}).get("build") == build:
-                return self.index_path
+                return
             if overwrite in (False, "resume"):
                 raise UserError(f"{places.target} exists and is of another build{REPLACING}")
 
@@ -120,9 +138,21 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         self._write_settings(places, pids, stored)
         if lines is not None:
             write_lines(places.index / METADATA_FILE, lines)
-        write_manifest(places.index, {"build": build})
+        for file in (COLLECTION_FILE, IDS_FILE, METADATA_FILE):
+            if (places.index / file).is_file():
+                keep(places.index / file)
+        about: dict[str, Any] = {"build": build}
+        if stored.parent != places.index and isinstance(texts, Passages):
+            about[TEXTS] = {"path": str(stored), "size": texts.size, "sha256": texts.sha256}
+        write_manifest(places.index, about, is_own)
         places.swap()
-        return self.index_path
+
+    def _bytes_left(self, places: Places) -> int | None:
+        """What the build will still write, at most; None before its size is known."""
+        if self._shape is None:
+            return None
+        there = sum(path.stat().st_size for path in places.work.rglob("*") if path.is_file())
+        return max(0, peak_disk(self._shape) - there)
 
     def _source(self, texts: Sequence[str]) -> VectorFiles | CheckpointIdentity:
         """Where the vectors come from: the user's own files, checked against the texts, or a model."""
@@ -190,6 +220,15 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
             write_json(places.index / file, content)
 
 
+def _vectors_per_passage(source: VectorFiles | CheckpointIdentity) -> int:
+    """At most."""
+    folder = source.path if isinstance(source, CheckpointIdentity) else Path(source.checkpoint)
+    try:
+        return DiffusionConfig.load(folder).k_passage
+    except UserError:  # the checkpoint of vector files is elsewhere now
+        return 16
+
+
 def _prepare_vectors(places: Places, source: VectorFiles | CheckpointIdentity, texts: Sequence[str]) -> Pids:
     """The passages as ColBERT will see them; claims the folder in which a model's vectors are kept for the build.
 
@@ -205,6 +244,8 @@ def _prepare_vectors(places: Places, source: VectorFiles | CheckpointIdentity, t
 
 
 def _read(collection: str | Path | Sequence[str]) -> Sequence[str]:
+    if isinstance(collection, Collection) and isinstance(collection.data, Passages):  # of a searcher
+        collection = collection.data
     if isinstance(collection, str | Path):
         return read_collection(collection)
     if isinstance(collection, Passages):
@@ -237,10 +278,14 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def _store(texts: Sequence[str], folder: Path) -> Path:
-    """A TSV that ColBERT's Searcher reads: the user's own, or a copy stored with the index. Its ids, where it has any."""
+    """A TSV that ColBERT's Searcher reads: the user's own, or a copy stored with the index. Its ids, where it has any.
+
+    A file that may vanish (in some index, or unpacked here) is copied.
+    """
     if isinstance(texts, Passages) and texts.path.suffix == ".tsv":
-        return texts.path.absolute()
-    if isinstance(texts, Passages):
+        if not inside_an_index(texts.path) and not is_derived(texts.path):
+            return texts.path.absolute()
+    elif isinstance(texts, Passages):
         write_ids(folder / IDS_FILE, texts)
     write_tsv(folder / COLLECTION_FILE, texts)
     return folder / COLLECTION_FILE

@@ -47,6 +47,26 @@ class Launcher(ColBERTLauncher):  # type: ignore[misc]  # colbert has no types
         return values if self.return_all else values[0]
 
 
+class Multiprocessing:
+    """multiprocessing as ColBERT's indexer sees it, without the manager's process.
+
+    ColBERT makes lists and queues that ranks share and none of them uses (collection_indexer.py:286), held by a process of
+    its own that outlives a killed parent.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(mp, name)
+
+    def Manager(self) -> "Multiprocessing":  # noqa: N802 - multiprocessing's names
+        return self
+
+    def list(self) -> list[Any]:
+        return []
+
+    def Queue(self, maxsize: int = 0) -> None:  # noqa: N802
+        return None
+
+
 def _collect(processes: list[Any], results: Any) -> list[Any]:
     """Every rank's value, in rank order; raises as soon as a rank fails or dies."""
     values: dict[int, Any] = {}

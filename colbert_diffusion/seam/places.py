@@ -2,35 +2,65 @@
 
 NAME.partial/build.json   what is being built; the sign that the folder is ours
 NAME.partial/vectors/     the passages' vectors
-NAME.partial/index/       the index, until it is complete
-NAME.partial/replaced/    the index that was there, between the two renames of a swap
+NAME.partial/index/       the index, until it is complete; the old one, after it took its place
+NAME.partial/replaced/    the old one, where the system cannot exchange two folders in one step
+.NAME.lock                the one writer's lock
+
+Only a writer, under its lock, changes anything here. Readers follow whatever is whole: see `snapshot`.
 """
 
 import os
 import re
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import UserError
-from ..files import read_json, write_json
+from ..files import is_full, link, put_in_place, read_json, remove, to_disk, write_json
+from ..locking import BusyError, Lock, left_behind, writing
+from ..manifest import MANIFEST_FILE, read_manifest
+from ..stamps import sha256_of
 
 BUILD_FILE = "build.json"
-SWAPPING = "swapping"  # its field that says a complete index is taking its place
-# What ColBERT and we write into an index; anything else in a replaced index is somebody's own and carried over.
-OWN_FILE = re.compile(
+SWAPPING = "swapping"  # its field while a complete index is taking its place: what tells that one from the old
+OWN_FILE = re.compile(  # what ColBERT and we write into an index; anything else in one is somebody's own
     r"(\d+\.(codes|residuals)\.pt|doclens\.\d+\.json|(\d+\.)?metadata\.json|plan\.json|centroids\.pt|buckets\.pt"
-    r"|avg_residual\.pt|ivf(\.pid)?\.pt|sample\.\d+\.pt|collection\.tsv|passages\.jsonl|index\.json|deleted\.json|ids\.txt)"
+    r"|avg_residual\.pt|ivf(\.pid)?\.pt|sample\.\d+\.pt|(collection\.tsv|passages\.jsonl|ids\.txt)(\.lines)?|index\.json"
+    r"|deleted\.json)"
 )
+TEMPORARY = re.compile(r"sample\.\d+\.pt")  # of a build
+DERIVED = re.compile(r".*\.lines")
+NUMBERED = re.compile(r"(?:doclens\.)?(\d+)\.(?:codes\.pt|residuals\.pt|json|metadata\.json)")
+STOCK = re.compile(  # what ColBERT's own indexer writes
+    r"(\d+\.(codes|residuals)\.pt|doclens\.\d+\.json|(\d+\.)?metadata\.json|plan\.json|centroids\.pt|buckets\.pt"
+    r"|avg_residual\.pt|ivf(\.pid)?\.pt|sample\.\d+\.pt)"
+)
+PATIENCE = 30.0  # seconds a reader goes on when an index is replaced again and again
+GAP = 0.01  # seconds until a missing index is looked for again: it may be between two renames
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
 class Places:
-    """The paths of one target index."""
+    """The paths of one target index, and the steps by which it comes there.
 
-    target: Path
+    Args:
+        target: the index's folder. A link to it stays a link: what it leads to is replaced.
+
+    Raises:
+        UserError: a link that leads in circles.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.named = target.absolute()
+        try:
+            self.target = self.named.resolve() if self.named.is_symlink() else self.named
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{target} is a link that leads nowhere ({error}); remove it or choose another name") from error
+        self._lock: Lock | None = None
 
     @property
     def work(self) -> Path:
@@ -52,6 +82,32 @@ class Places:
     def replaced(self) -> Path:
         return self.work / "replaced"
 
+    # One writer ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only writer of this index, until the block ends.
+
+        Raises:
+            UserError: another process is, or nothing can be written there.
+        """
+        with ExitStack() as held:
+            try:
+                self._lock = held.enter_context(writing(self.target))
+            except OSError as error:
+                if is_full(error):
+                    raise
+                raise UserError(
+                    f"nothing can be written beside {self.target} ({error.strerror}); choose another place"
+                ) from error
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    def _locked(self) -> Any:
+        return nullcontext() if self._lock is not None else self.writing()
+
     def claim(self, build: Mapping[str, Any], *, discard: bool) -> None:
         """Take the work folder for this build: go on with what is there if it is the same build.
 
@@ -63,7 +119,7 @@ class Places:
         """
         marker = self._marker
         if self.work.exists() and not marker.exists():
-            if any(self.work.iterdir()):
+            if not self._is_ours_to_begin():
                 raise UserError(f"{self.work} is in the way and is no unfinished index; move it elsewhere")
         elif marker.exists() and (other := _differences(read_json(marker), build)):
             if not discard:
@@ -71,44 +127,287 @@ class Places:
                     f"{self.work} holds an unfinished index of another build ({other}); pass overwrite=True (--overwrite) "
                     "to drop it, or choose another name"
                 )
-            shutil.rmtree(self.index, ignore_errors=True)
+            remove(self.index)
         write_json(marker, dict(build))
 
+    def _is_ours_to_begin(self) -> bool:
+        """A work folder without a marker: one that a kill left before the marker was whole."""
+        return self.work.is_dir() and all(
+            path.name.startswith(f".{BUILD_FILE}.") and path.name.endswith(".partial") for path in self.work.iterdir()
+        )
+
+    def interrupted(self) -> bool:
+        """Whether the last writer died after it put the index that is there now in its place. Changes nothing."""
+        signs = {left_behind(self.target) if self._lock is None else self._lock.left}
+        with suppress(UserError, OSError):
+            signs.add(read_json(self._marker).get(SWAPPING))
+        return _sign_of(self.target) in signs - {None}
+
+    # Before anything is encoded ------------------------------------------------------------------------------------
+
+    def check_feasible(self) -> None:
+        """Whatever would keep the finished index from taking its place shows now.
+
+        Raises:
+            UserError: the target is no index, or is a mount point; a file of somebody's would be lost; a permission is
+                missing; the work folder is elsewhere.
+        """
+        for path in (self.work, self.index, self.vectors):
+            if path.is_symlink() or (path.exists() and _device(path) != _device(self.target.parent)):
+                raise UserError(f"{path} is a link or on another file system; move it away: the index grows there")
+        if not os.path.lexists(self.target):
+            return
+        if not self.target.is_dir():
+            raise UserError(f"{self.target} is a file, no index; it is never replaced: choose another name")
+        self._check_permission()
+        own = own_files(self.target)
+        if own is None and any(self.target.iterdir()):
+            raise UserError(f"{self.target} is no index (it has no {MANIFEST_FILE}) and is never replaced; choose another name")
+        for point in mount_points():
+            if point == self.target.resolve() or self.target.resolve() in point.parents:
+                raise UserError(
+                    f"{point} is a mount point and cannot be replaced; build the index in a folder below or beside it"
+                )
+        for path in self.target.iterdir():
+            if path.name in (own or ()) or DERIVED.fullmatch(path.name):
+                continue
+            if OWN_FILE.fullmatch(path.name):
+                raise UserError(f"{path} is not the index's own and has the name of one of its files; move it elsewhere")
+            for inner in [path, *(path.rglob("*") if path.is_dir() and not path.is_symlink() else ())]:
+                _check_carriable(inner)
+
+    def _check_permission(self) -> None:
+        user, about, parent = os.geteuid(), self.target.stat(), self.target.parent.stat()
+        kept = bool(parent.st_mode & stat.S_ISVTX) and user not in (0, about.st_uid, parent.st_uid)
+        if kept or not all(os.access(folder, os.R_OK | os.W_OK | os.X_OK) for folder in (self.target, self.target.parent)):
+            raise UserError(f"{self.target} may not be replaced by this user (permission denied); choose another place")
+
+    # The swap ------------------------------------------------------------------------------------------------------
+
     def swap(self) -> None:
-        """Put the complete index in the target's place by two renames, then drop the old one and the work folder.
+        """Put the complete index in the target's place, then drop the old one and the work folder.
 
         From here on the marker says so: a swap that is interrupted is finished by `recover`.
+
+        Raises:
+            UserError: it cannot take its place; the old index is in its own, the new one stays in the work folder.
         """
-        if self.target.exists():
-            self._carry_foreign_files()
-        write_json(self._marker, {**read_json(self._marker), SWAPPING: True})
-        self._finish_swap()
+        with self._locked():
+            self._keep_only_own()
+            if self.target.exists():
+                _carry(self.target, self.index)
+            try:
+                to_disk(self.index, everything=True)
+                write_json(self._marker, {**read_json(self._marker), SWAPPING: _sign_of(self.index)})
+                self._finish_swap()
+            except OSError as error:
+                self._give_up(error)
 
     def recover(self) -> bool:
-        """Finish a swap that was interrupted; nothing happens when none was. Returns whether one was."""
-        interrupted = self._marker.is_file() and bool(read_json(self._marker).get(SWAPPING))
-        if interrupted:
-            self._finish_swap()
-        return interrupted
+        """Finish a swap that was interrupted; nothing happens when none was, or somebody is at it. Returns whether one was."""
+        if self._lock is not None and not self._marker.exists() and self._is_ours_to_begin():
+            remove(self.work)  # what a kill left of it
+        if not self._is_swapping():
+            return False
+        try:
+            with self._locked():
+                if swapping := self._is_swapping():
+                    self._finish_swap()
+                return swapping
+        except BusyError:
+            return False
+
+    def _is_swapping(self) -> bool:
+        return self._marker.is_file() and bool(read_json(self._marker).get(SWAPPING))
 
     def _finish_swap(self) -> None:
-        if self.index.exists():
-            if self.target.exists():
-                os.replace(self.target, self.replaced)
-            os.replace(self.index, self.target)
-        for folder in (self.replaced, self.vectors):  # the marker goes last, with the work folder itself
-            if folder.exists():
-                shutil.rmtree(folder)
-        shutil.rmtree(self.work)
+        marker = read_json(self._marker)
+        if marker[SWAPPING] is True and self.index.exists():  # version 1's sign: what is there is the new one
+            marker[SWAPPING] = _sign_of(self.index)
+            write_json(self._marker, marker)
+        if self.index.exists() and _sign_of(self.target) != marker[SWAPPING]:
+            if self._lock is not None:
+                self._lock.note(str(marker[SWAPPING]))
+            put_in_place(self.index, self.target, self.replaced)
+        for old in (self.index, self.replaced):
+            if old.exists():
+                _carry(old, self.target)  # what came into it meanwhile
+        self._drop_work()
 
-    def _carry_foreign_files(self) -> None:
-        for path in self.target.iterdir():
-            if OWN_FILE.fullmatch(path.name):
+    def _drop_work(self) -> None:
+        """The marker goes last, then the empty folder."""
+        for path in self.work.iterdir():
+            if path != self._marker:
+                remove(path)
+        remove(self._marker)
+        self.work.rmdir()
+
+    def _give_up(self, error: OSError) -> None:
+        with suppress(OSError, UserError):
+            marker = read_json(self._marker)
+            if _sign_of(self.target) != marker.get(SWAPPING):
+                write_json(self._marker, {name: value for name, value in marker.items() if name != SWAPPING})
+        raise UserError(
+            f"{self.target} could not be replaced ({error}); it is as it was, and the new index lies whole in {self.work}: "
+            "mend the cause and run the same command again"
+        ) from error
+
+    def _keep_only_own(self) -> None:
+        """Out of the new index goes whatever an interrupted try left in it."""
+        for path in self.index.iterdir():
+            if not is_own(path.name):
+                remove(path)
+
+    # Readers -------------------------------------------------------------------------------------------------------
+
+    def readable(self) -> Path:
+        """The index as a reader finds it: in its place, or, between the two renames of a swap, aside."""
+        if not self.target.exists() and (self.replaced / "metadata.json").is_file():
+            return self.replaced
+        return self.target
+
+
+def _sign_of(folder: Path) -> str | None:
+    """What tells one index from another."""
+    paths = (folder / name for name in (MANIFEST_FILE, "metadata.json"))
+    return next((sha256_of(path) for path in paths if path.is_file()), None)
+
+
+def snapshot(target: Path, read: Callable[[Path], T]) -> T:
+    """`read(folder)` of one index from beginning to end: once more whenever it was replaced meanwhile. Changes nothing.
+
+    Raises:
+        UserError: the index is replaced faster than it can be read.
+        Exception: what `read` raises of an index that nobody replaced.
+    """
+    places, deadline, missing = Places(target), time.monotonic() + PATIENCE, 0
+    while True:
+        folder = places.readable()
+        with _held(folder):  # so that its inode is given to no other folder
+            before = _identity(folder)
+            try:
+                result = read(folder)
+            except Exception:
+                missing += before is None
+                replaced = places.readable() != folder or _identity(folder) != before
+                if not replaced and not 0 < missing < 3:
+                    raise
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(GAP if before is None else 0)
                 continue
-            if path.is_dir():
-                shutil.copytree(path, self.index / path.name, dirs_exist_ok=True)
-            else:
-                shutil.copy2(path, self.index / path.name)
+            if places.readable() == folder and _identity(folder) == before:
+                return result
+        if time.monotonic() > deadline:
+            raise UserError(f"{target} is replaced again and again, for {PATIENCE:.0f} s now; open it when that has ended")
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _identity(folder: Path) -> tuple[Any, ...] | None:
+    try:
+        about = folder.stat()
+    except OSError:
+        return None
+    content = []
+    for name in (MANIFEST_FILE, "metadata.json"):
+        with suppress(OSError):
+            content.append((folder / name).read_bytes())
+    return about.st_dev, about.st_ino, *content
+
+
+def is_own(name: str) -> bool:
+    """Whether an index may have a file of this name."""
+    return OWN_FILE.fullmatch(name) is not None and TEMPORARY.fullmatch(name) is None
+
+
+def own_files(folder: Path) -> set[str] | None:
+    """The files in a folder that are an index's own, by its manifest or by a stock ColBERT index's plan; None: no index."""
+    names = {path.name for path in folder.iterdir()}
+    own = STOCK
+    try:
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            return {name for name in names & {*manifest["files"], MANIFEST_FILE} if OWN_FILE.fullmatch(name)}
+    except UserError:  # damaged, but ours
+        own = OWN_FILE
+    for plan in ("metadata.json", "plan.json"):
+        with suppress(UserError, OSError):
+            content = read_json(folder / plan)
+            chunks = content.get("num_chunks")
+            if isinstance(content.get("config"), dict) and isinstance(chunks, int):
+                return {name for name in names if own.fullmatch(name) and _number(name) < chunks}
+    return None
+
+
+def _number(name: str) -> int:
+    found = NUMBERED.fullmatch(name)
+    return int(found[1]) if found else -1
+
+
+def inside_an_index(path: Path) -> bool:
+    """Whether a file lies in an index's folder or in a work folder: it may be gone when that index is."""
+    for folder in path.resolve().parents:
+        marks = (MANIFEST_FILE, "metadata.json", "plan.json")
+        if folder.name.endswith(".partial") and (folder / BUILD_FILE).is_file():
+            return True
+        if any((folder / mark).is_file() for mark in marks):
+            with suppress(UserError, OSError):
+                if own_files(folder) is not None:
+                    return True
+    return False
+
+
+def mount_points() -> set[Path]:
+    """Also those of folders of the same file system, which only Linux's own list shows."""
+    with suppress(OSError):
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+        names = (re.sub(rb"\\(\d{3})", lambda octal: bytes([int(octal[1], 8)]), line.split(b" ")[4]) for line in lines)
+        return {Path(os.fsdecode(name)) for name in names}
+    return set()
+
+
+def _check_carriable(path: Path) -> None:
+    """Raises UserError for a file of the user's that cannot be taken over into the new index."""
+    mode = path.lstat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+        raise UserError(f"{path} is no file, folder or link and cannot be carried over into the new index; move it elsewhere")
+    if not stat.S_ISLNK(mode) and not os.access(path, os.R_OK):
+        raise UserError(f"{path} may not be read by this user and would be lost; move it elsewhere")
+
+
+def _carry(old: Path, new: Path) -> None:
+    """Take over what is in an index's folder and not its own, unless it is there; links stay links."""
+    own = own_files(old) or set()
+    for path in old.iterdir():
+        if path.name not in own and not OWN_FILE.fullmatch(path.name):
+            _carry_one(path, new / path.name)
+
+
+def _carry_one(path: Path, to: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        to.mkdir(exist_ok=True)
+        for inner in path.iterdir():
+            _carry_one(inner, to / inner.name)
+        with suppress(OSError):
+            os.chmod(to, stat.S_IMODE(path.stat().st_mode))
+    elif not os.path.lexists(to):
+        link(path, to)
+
+
+def _device(path: Path) -> int:
+    return next(parent for parent in (path, *path.parents) if parent.exists()).stat().st_dev
 
 
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:

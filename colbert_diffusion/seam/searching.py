@@ -3,7 +3,8 @@
 import copy
 import json
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -11,27 +12,31 @@ from typing import Any
 
 import colbert
 import torch
-from colbert.data import Collection
 from colbert.infra.config import ColBERTConfig
 from colbert.infra.run import Run
 from torch import Tensor
 
-from ..backbones.sources import locate
-from ..collection import COLLECTION_FILE, Held, Passages, read_collection
-from ..config import CHECKPOINT, RELEASED, layout_of
+from ..checkpoint import sharing_at_least
 from ..errors import UserError
-from ..files import read_json
-from ..identity import identify
 from ..ids import Ids
+from ..lines import LineFile
 from ..manifest import check_sizes, read_manifest
+from ..manifest import verify as file_differences
 from .binding import install
 from .extensions import find_ninja
-from .places import Places
+from .opening import (
+    METADATA_FILE,
+    changed_outside,
+    checkpoint_of,
+    index_config,
+    index_folder,
+    open_collection,
+    removed_pids,
+)
+from .places import snapshot
 from .settings import choose_settings, explicit_settings
 from .worker import refuse_unsafe_loading
 
-REMOVED_FILE = "deleted.json"  # {"pids": [...]}: they keep their place in the index's files, so that ids are stable
-METADATA_FILE = "passages.jsonl"  # one JSON object per pid
 Where = Callable[[Mapping[str, Any]], bool]
 Observe = Callable[[str, float], None]  # (stage, seconds)
 Ranking = tuple[list[int], list[int], list[float]]  # pids, ranks from 1, scores, best first
@@ -43,8 +48,13 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
     Only the search settings that `config` (or the run's) carries count as chosen by the caller; the others fit each
     call's k, where ColBERT keeps the first call's for ever (searcher.py:101).
 
+    An open searcher is one index until it is closed: rebuilt, moved or deleted meanwhile, it answers as when it was opened.
+
+    Args:
+        verify: hash every file first (about a second per gigabyte); else sizes are compared, and what ColBERT's C++ trusts.
+
     Raises:
-        UserError: there is no complete index.
+        UserError: there is no complete index, it is damaged, or its texts or checkpoint are not those it was built with.
     """
 
     def __init__(
@@ -55,22 +65,44 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         config: ColBERTConfig | None = None,
         index_root: str | None = None,
         verbose: int = 1,
+        *,
+        verify: bool = False,
     ) -> None:
         install()
         find_ninja()
         self._explicit = explicit_settings(config, Run().config)
         refuse_unsafe_loading()
-        folder = index_folder(index, index_root, config)
-        built_with = index_config(folder)
-        collection = open_collection(collection or built_with["collection"], folder)
-        check_sizes(folder)
-        checkpoint = checkpoint_of(folder, built_with, checkpoint)
         if config is not None and config.load_index_with_mmap:
             raise UserError(
                 "load_index_with_mmap reads from a wrong offset on torch 2.13 (residual_embeddings.py:44): leave it out"
             )
-        super().__init__(index, checkpoint, collection, config, index_root, verbose)
-        self._removed = frozenset(removed_pids(folder))
+        with sharing_at_least({}):  # opened once more, the index finds its model loaded
+            snapshot(
+                index_folder(index, index_root, config).absolute(),
+                lambda folder: self._open(folder, checkpoint, collection, config, verbose, verify),
+            )
+
+    def _open(
+        self, folder: Path, checkpoint: str | None, collection: Any, config: ColBERTConfig | None, verbose: int, verify: bool
+    ) -> None:
+        """Everything that a search will need is read here: the folder may be another index a moment later."""
+        built_with = index_config(folder)
+        check_sizes(folder)
+        if verify and (found := differences(folder)):
+            raise UserError(f"{folder} is damaged ({'; '.join(found[:3])}); restore the files or rebuild the index")
+        texts = open_collection(collection, folder)
+        checkpoint = checkpoint_of(folder, built_with, checkpoint)
+        with as_user_errors(folder):
+            super().__init__(folder.name, checkpoint, texts, config, str(folder.parent), verbose)
+        passages = len(self.ranker.doclens)
+        if len(self.collection) != passages:
+            raise UserError(
+                f"{folder} has {passages} passages, its collection {len(self.collection)}; pass the one it was built from"
+            )
+        self.removed = frozenset(removed_pids(folder))
+        self._ids = Ids(folder, passages)
+        path = folder / METADATA_FILE
+        self._metadata_lines = LineFile(path) if path.is_file() else None
 
     def search(
         self,
@@ -140,13 +172,13 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         passages = len(self.ranker.doclens)
         if bad := [p for p in pids if not 0 <= p < passages]:
             raise UserError(f"{len(bad)} pids are not in the index (first: {bad[0]}), it has pids 0..{passages - 1}")
-        if bad := [p for p in pids if p in self._removed]:
+        if bad := [p for p in pids if p in self.removed]:
             raise UserError(f"{len(bad)} pids were removed from the index (first: {bad[0]})")
 
     def _allowed(self, where: Where, filter_fn: Any, pids: Sequence[int] | None) -> list[int]:
         """The pids that a search may return."""
         metadata = self._metadata
-        asked = (p for p in range(len(metadata)) if p not in self._removed) if pids is None else pids
+        asked = (p for p in range(len(metadata)) if p not in self.removed) if pids is None else pids
         allowed = [p for p in asked if where(metadata[p])]
         if filter_fn is not None and allowed:
             allowed = filter_fn(torch.tensor(allowed, dtype=torch.int32)).tolist()
@@ -187,20 +219,14 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         return self._ids.pids(ids)
 
     @cached_property
-    def _ids(self) -> Ids:
-        return Ids(Path(self.index), len(self.ranker.doclens))
-
-    @cached_property
     def _metadata(self) -> list[dict[str, Any]]:
         """One object per pid, as `Indexer.index(metadata=)` stored them."""
-        path = Path(self.index) / METADATA_FILE
-        if not path.is_file():
+        lines = self._metadata_lines
+        if lines is None:
             raise UserError(f"{self.index} stores no metadata to filter by; build it with Indexer.index(..., metadata=[...])")
-        with path.open(encoding="utf-8") as file:
-            metadata = [json.loads(line) for line in file]
-        if len(metadata) != len(self.ranker.doclens):
-            raise UserError(f"{self.index} was updated since this searcher opened it; open it again")
-        return metadata
+        if len(lines) != len(self.ranker.doclens):
+            raise UserError(f"{lines.path} has {len(lines)} entries for {len(self.ranker.doclens)} passages; rebuild the index")
+        return [json.loads(line) for line in lines]
 
 
 def _all(candidates: Tensor) -> Tensor:
@@ -211,64 +237,21 @@ def _ranking(k: int, pids: list[int], scores: list[float]) -> Ranking:
     return pids[:k], list(range(1, len(pids[:k]) + 1)), scores[:k]
 
 
-def index_folder(index: str, index_root: str | None = None, config: ColBERTConfig | None = None) -> Path:
-    """Where ColBERT looks for the index of this name (searcher.py:33)."""
-    return Path(index_root or ColBERTConfig.from_existing(config, Run().config).index_root_) / index
+def differences(folder: Path) -> list[str]:
+    """As `opening.verify`, of a folder that may have no manifest."""
+    return [] if read_manifest(folder) is None else file_differences(folder) + changed_outside(folder)
 
 
-def checkpoint_of(folder: Path, built_with: dict[str, Any], checkpoint: str | None = None) -> str:
-    """The checkpoint to encode with: the one given, else the one that the index was built with.
-
-    Raises:
-        UserError: it is gone, or its vectors are not those of the index; scores would look fine and mean nothing.
-    """
-    there = Path(built_with["checkpoint"])
-    if checkpoint is None and there.is_absolute() and not there.exists():
-        raise UserError(f"{folder} was built with {there}, which is gone; pass checkpoint= its new place")
-    path = built_with["checkpoint"] if checkpoint is None else str(locate(str(checkpoint)))
-    expected = (read_manifest(folder) or {}).get("build", {}).get("checkpoint")
-    if expected is not None and layout_of(Path(path)) in (CHECKPOINT, RELEASED):
-        fingerprint = identify(path).fingerprint
-        if fingerprint != expected:
-            raise UserError(
-                f"{folder} was built with a checkpoint of fingerprint {expected}, {path} has {fingerprint}; "
-                "use the checkpoint it was built with, or rebuild it"
-            )
-    return str(path)
-
-
-def removed_pids(folder: Path) -> list[int]:
-    """The pids whose passages were removed from the index, ascending."""
-    path = folder / REMOVED_FILE
-    return list(read_json(path)["pids"]) if path.is_file() else []
-
-
-def index_config(folder: Path) -> dict[str, Any]:
-    """The config that the index was built with."""
-    Places(folder.absolute()).recover()
-    if not (folder / "metadata.json").is_file():
-        state = "is incomplete" if folder.is_dir() else "does not exist"
-        raise UserError(f"index {folder} {state}; build it with `colbert-diffusion index TEXTS {folder}`")
-    config: dict[str, Any] = read_json(folder / "metadata.json")["config"]
-    return config
-
-
-def open_collection(collection: Any, folder: Path) -> Any:
-    """What ColBERT takes for a collection; a path that is gone falls back to the copy stored with the index."""
-    if isinstance(collection, list) and str(collection[0]).startswith("list with "):  # core_config.py: export
-        raise UserError(f"{folder} keeps no copy of the list it was built from; pass collection= the same passages")
-    if isinstance(collection, list):
-        return Collection(data=Held(collection))
-    if isinstance(collection, Passages):
-        return Collection(path=str(collection.path), data=collection)
-    if not isinstance(collection, str | Path):
-        return collection
-    path = Path(collection)
-    if not path.exists() and (folder / COLLECTION_FILE).is_file():
-        path = folder / COLLECTION_FILE
+@contextmanager
+def as_user_errors(folder: Path) -> Iterator[None]:
+    """Whatever ColBERT or torch raise over damaged files is a user's matter."""
     try:
-        return Collection(path=str(path), data=read_collection(path))
-    except UserError:
-        if path.suffix == ".tsv" and path.exists():
-            return str(path)  # a stock index of a TSV that only ColBERT's own, laxer reader takes
+        yield
+    except (UserError, MemoryError, ImportError):
         raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise UserError(
+            f"{folder} cannot be opened ({type(error).__name__}: {reason}); "
+            f"`colbert-diffusion verify {folder}` names damaged files"
+        ) from error

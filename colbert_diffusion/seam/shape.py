@@ -12,7 +12,12 @@ CHUNK = 25_000  # passages; ColBERT's (data/collection.py:78)
 KMEANS_STEPS = 4  # ColBERT's default (infra/config/settings.py:168)
 QUANTILE_LIMIT = 2**24  # elements torch.quantile accepts (collection_indexer.py:331)
 GPU_THREADS = 1024  # of a block: decompress_residuals.cu starts dim * nbits / 8 of them
+TORCH_FILE = 1_600  # bytes of a .pt file beyond its tensor
+CHUNK_FILES = 1_000  # bytes of a chunk's metadata and of its lines in the manifest
+CONFIG_FILES = 4_500  # bytes of metadata.json, plan.json and the rest of the manifest
 TYPICAL_DOCLEN = 120  # what ColBERT samples passages for, whatever their length (collection_indexer.py:104)
+
+Bytes = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,32 @@ class Shape:
     @property
     def chunks(self) -> int:
         return -(-self.passages // self.chunk)
+
+
+def index_bytes(shape: Shape) -> Bytes:
+    """The finished index's files. The ivf is at most this: vectors of a passage that share a centroid are listed once."""
+    return {
+        "codes": 4 * shape.vectors + TORCH_FILE * shape.chunks,
+        "residuals": shape.vectors * shape.dim * shape.nbits // 8 + TORCH_FILE * shape.chunks,
+        "doclens": shape.passages * (len(str(shape.k)) + 2),
+        "ivf": 4 * shape.vectors + 8 * shape.partitions + TORCH_FILE,
+        "centroids": 2 * shape.partitions * shape.dim + 3 * TORCH_FILE,
+        "metadata": CHUNK_FILES * shape.chunks + CONFIG_FILES,
+    }
+
+
+def building_bytes(shape: Shape) -> Bytes:
+    """What lies beside a growing index: every vector until the end, the sample's until k-means has read it. float16."""
+    return {
+        "vectors": 2 * shape.vectors * shape.dim + 4 * shape.passages,
+        "k-means sample": 2 * shape.sampled_vectors * shape.dim,
+    }
+
+
+def peak_disk(shape: Shape) -> int:
+    """The sample is gone before the first chunk is written."""
+    building = building_bytes(shape)
+    return building["vectors"] + max(building["k-means sample"], sum(index_bytes(shape).values()))
 
 
 def training_vectors(sampled: int) -> int:

@@ -1,9 +1,6 @@
 """Adding passages to an index and removing some: the updated index grows beside the old one and takes its place."""
 
-import json
 import operator
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -20,23 +17,37 @@ from .. import fingerprint
 from ..checkpoint import DiffusionCheckpoint, flatten
 from ..collection import COLLECTION_FILE, read_collection, write_tsv
 from ..errors import UserError
-from ..files import read_json, write_json, written_aside
+from ..files import link, needing_room, read_json, remove, write_json
 from ..identity import identify
 from ..ids import IDS_FILE, Ids
+from ..lines import keep
 from ..manifest import MANIFEST_FILE, check_sizes, read_manifest, write_manifest
 from ..vectors import encode_to, is_claimed_by
 from .binding import install
-from .building import Saver
+from .building import Saver, compress
 from .indexing import check_faiss, metadata_lines, write_lines
-from .places import BUILD_FILE, OWN_FILE, Places
-from .searching import METADATA_FILE, REMOVED_FILE, checkpoint_of, index_config, index_folder, open_collection, removed_pids
+from .opening import (
+    METADATA_FILE,
+    REMOVED_FILE,
+    all_doclens,
+    changed_texts,
+    checkpoint_of,
+    index_config,
+    index_folder,
+    index_metadata,
+    open_collection,
+    removed_pids,
+)
+from .places import BUILD_FILE, Places, is_own, own_files, snapshot
 from .settings import NAMES, choose_settings
 from .shape import CHUNK, KMEANS_STEPS
 from .worker import refuse_unsafe_loading
 
 PLANNED = ("config", "num_chunks", "num_partitions")
+# Made anew; an update links every other file of the old index into the new one.
 REWRITTEN = {"metadata.json", "plan.json", "ivf.pt", "ivf.pid.pt", MANIFEST_FILE}
-REWRITTEN |= {COLLECTION_FILE, METADATA_FILE, IDS_FILE, REMOVED_FILE}
+REWRITTEN |= {name + end for name in (COLLECTION_FILE, METADATA_FILE, IDS_FILE) for end in ("", ".lines")} | {REMOVED_FILE}
+BUILT = "built"  # the manifest's field for what the first build had: {"passages", "partitions"}
 
 
 class IndexUpdater:
@@ -47,8 +58,10 @@ class IndexUpdater:
     (:259), breaks on more than one chunk (:228) and writes into the index that is served. So this works on our side,
     on the same files; a stock Searcher opens the result.
 
-    Nothing on disk changes before `persist_to_disk`. Added passages bring centroids of their own, in proportion;
-    no vector that is there is touched. Vectors of removed passages stay in the files, unreachable, until a rebuild.
+    Nothing on disk changes before `persist_to_disk`. Added passages bring centroids of their own, in proportion to all that
+    were added since the index was built; no vector that is there is touched. They fill the last chunk before they begin
+    another, so that many small updates make no more files than a large one. Vectors of removed passages stay in the files,
+    unreachable, until a rebuild.
 
     Args:
         index: name (under `index_root`) or path of the index.
@@ -61,22 +74,37 @@ class IndexUpdater:
     def __init__(self, index: str, checkpoint: str | None = None, index_root: str | None = None, verbose: int = 1) -> None:
         install()
         refuse_unsafe_loading()
-        self._places = Places(index_folder(index, index_root).absolute())
+        self._places = Places(index_folder(index, index_root))
         self._given, self._verbose = checkpoint, verbose
-        self._open()
+        self._open(interrupted=self._places.interrupted())
 
-    def _open(self) -> None:
-        folder = self._places.target
-        self._config = index_config(folder)
-        check_sizes(folder)
-        self._base = _state(folder)
-        self._passages = sum(len(doclens) for doclens in _all_doclens(folder))
-        self._gone = frozenset(removed_pids(folder))
+    def _open(self, *, interrupted: bool = False) -> None:
+        """Read the index as it is; after an update that was killed when it was in its place, as it was before.
+
+        So that the same update, made again, gives the same pids and finds itself done.
+        """
+        self._gone: frozenset[int] = frozenset()
+        snapshot(self._places.target, self._read)
+        update = self._manifest.get("update", {})
+        if interrupted and {"of", "passages", "pids"} <= update.keys():
+            self._base = update["of"]
+            self._passages = update["passages"]
+            self._gone = self._gone - set(update["pids"])
         self._checkpoint: str | None = None
         self._added: list[str] = []
         self._added_metadata: list[str] = []
         self._added_ids: list[str] = []
         self._removed: set[int] = set()
+
+    def _read(self, folder: Path) -> None:
+        self._config = index_config(folder)
+        check_sizes(folder)
+        self._manifest = read_manifest(folder) or {}
+        self._base = _state(folder)
+        self._passages = sum(map(len, all_doclens(folder)))
+        self._gone = frozenset(removed_pids(folder))
+        self._has_metadata = (folder / METADATA_FILE).is_file()
+        self._ids = Ids(folder, self._passages) if (folder / IDS_FILE).is_file() else None
 
     def add(
         self,
@@ -98,7 +126,7 @@ class IndexUpdater:
         for position, text in enumerate(passages):
             if not isinstance(text, str):
                 raise UserError(f"passage {position} is {text!r:.40} of type {type(text).__name__}, expected a string")
-        if metadata is not None and not (self._places.target / METADATA_FILE).is_file():
+        if metadata is not None and not self._has_metadata:
             raise UserError(f"{self._places.target} stores no metadata; build it with Indexer.index(..., metadata=[...])")
         lines = ["{}"] * len(passages) if metadata is None else metadata_lines(metadata, len(passages))
         if passages and self._checkpoint is None:
@@ -111,16 +139,14 @@ class IndexUpdater:
 
     def _new_ids(self, ids: Sequence[str], passages: int) -> list[str]:
         """Checked against the index's; none where it has none of its own."""
-        path = self._places.target / IDS_FILE
-        if not path.is_file():
+        if self._ids is None:
             first = self._passages + len(self._added)
             if list(ids) != [str(first + i) for i in range(passages)]:
-                raise UserError(f"{path.parent} has no ids but its pids: leave ids out")
+                raise UserError(f"{self._places.target} has no ids but its pids: leave ids out")
             return []
         if len(ids) != passages or len({*ids, *self._added_ids}) < passages + len(self._added_ids):
             raise UserError(f"{len(set(ids))} different new ids for {passages} passages; give a new one for each")
-        known = Ids(path.parent, self._passages)
-        if taken := [identifier for identifier in ids if known.has(identifier)]:
+        if taken := [identifier for identifier in ids if self._ids.has(identifier, self._passages)]:
             raise UserError(f"{len(taken)} ids are in the index already (first: {taken[0]!r:.60}); give new ones")
         return list(ids)
 
@@ -153,39 +179,53 @@ class IndexUpdater:
         """
         places = self._places
         if not self._added and not self._removed:
-            return str(places.target)
+            return str(places.named)
         update = {
             "of": self._base,
             "added": fingerprint.of_texts([*self._added, *self._added_metadata, *self._added_ids]),
             "removed": fingerprint.of_texts([str(pid) for pid in sorted(self._removed)]),
         }
-        index_config(places.target)  # finishes a swap that was interrupted
-        if (read_manifest(places.target) or {}).get("update") != update:
-            if len(self._gone | self._removed) == self._passages + len(self._added):
-                raise UserError(f"every passage of {places.target} would be removed; delete the folder instead")
-            if _state(places.target) != self._base:
-                raise UserError(f"{places.target} changed since it was opened for updating; open it again")
-            self._claim(update)
-            self._build(update)
-            places.swap()
+        with needing_room(places.target.parent, self._bytes_needed), places.writing():
+            places.recover()
+            done = (read_manifest(places.target) or {}).get("update", {})
+            if {name: done.get(name) for name in update} != update:
+                if len(self._gone | self._removed) == self._passages + len(self._added):
+                    raise UserError(f"every passage of {places.target} would be removed; delete the folder instead")
+                if _state(places.target) != self._base:
+                    raise UserError(f"{places.target} changed since it was opened for updating; open it again")
+                self._build_and_swap(update)
         self._open()
-        return str(places.target)
+        return str(places.named)
 
-    def _claim(self, update: dict[str, str]) -> None:
+    def _bytes_needed(self) -> int:
+        """At most: the texts, the list of pids and the last chunk are written anew, the rest is linked."""
+        folder = self._places.target
+        rewritten = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        return rewritten + sum(len(text.encode("utf-8", "replace")) for text in self._added) + 4096 * len(self._added)
+
+    def _build_and_swap(self, update: dict[str, Any]) -> None:
+        places = self._places
+        places.check_feasible()
+        if changed := changed_texts(places.target):
+            raise UserError(f"{changed[0]}; restore it, or rebuild the index")
+        self._claim(update)
+        self._build({**update, "passages": self._passages, "pids": sorted(self._removed)})
+        places.swap()
+
+    def _claim(self, update: dict[str, Any]) -> None:
         """Take the work folder; an unfinished update in it is dropped, an unfinished rebuild of the user's is not."""
         marker = self._places.work / BUILD_FILE
         if marker.is_file() and "of" not in read_json(marker):
             raise UserError(f"{marker.parent} holds an unfinished rebuild of this index; finish it or delete that folder")
         self._places.claim(update, discard=True)
-        shutil.rmtree(self._places.index, ignore_errors=True)
+        remove(self._places.index)
         self._places.index.mkdir()
 
-    def _build(self, update: dict[str, str]) -> None:
+    def _build(self, update: dict[str, Any]) -> None:
         old, new = self._places.target, self._places.index
         gone = self._gone | self._removed
         texts = _Edited(self._stored_texts(), self._added, gone)
-        with written_aside(new / COLLECTION_FILE) as aside:
-            write_tsv(aside, texts)
+        write_tsv(new / COLLECTION_FILE, texts)
         if (old / METADATA_FILE).is_file():
             lines = enumerate(chain(_lines(old / METADATA_FILE), self._added_metadata))
             write_lines(new / METADATA_FILE, ("{}" if pid in self._removed else line for pid, line in lines))
@@ -193,60 +233,77 @@ class IndexUpdater:
             write_lines(new / IDS_FILE, chain(_lines(old / IDS_FILE), self._added_ids))
         if gone:
             write_json(new / REMOVED_FILE, {"pids": sorted(gone)})
-        for path in old.iterdir():
-            if OWN_FILE.fullmatch(path.name) and path.name not in REWRITTEN:
-                _link(path, new / path.name)
+        for name in (own_files(old) or set()) - REWRITTEN:
+            link(old / name, new / name)
+        for name in (COLLECTION_FILE, METADATA_FILE, IDS_FILE):
+            if (new / name).is_file():
+                keep(new / name)
 
-        about = read_json(old / "metadata.json")
+        about = index_metadata(old)
         partitions = about["num_partitions"]
-        self._write_chunks(["" if pid in gone else text for pid, text in enumerate(self._added, self._passages)], about)
+        built = self._manifest.get(BUILT) or {"passages": self._passages, "partitions": partitions}
+        added = ["" if pid in gone else text for pid, text in enumerate(self._added, self._passages)]
+        wanted = built["partitions"] * len(texts) // max(1, built["passages"])
+        self._write_chunks(added, about, max(0, wanted - partitions))
         about["avg_doclen"] = about["num_embeddings"] / len(texts)
-        about["config"] |= {"collection": str(old / COLLECTION_FILE), "index_path": None} | _settings(about, partitions)
+        about["config"] |= {"collection": str(self._places.named / COLLECTION_FILE), "index_path": None}
+        about["config"] |= _settings(about, partitions)
         write_json(new / "metadata.json", about)
         if (old / "plan.json").is_file():
             write_json(new / "plan.json", read_json(old / "plan.json") | {n: about[n] for n in PLANNED})
         torch.save(_inverted(new, about["num_partitions"], sorted(gone)), new / "ivf.pid.pt")
 
-        build = (read_manifest(old) or {}).get("build", {})
+        build = self._manifest.get("build", {})
         build = build | {
             "collection": fingerprint.of_texts(texts),
             "passages": len(texts),
             "added": build.get("added", 0) + len(self._added),
             "removed": len(gone),
         }
-        write_manifest(new, {"build": build, "update": update})
+        write_manifest(new, {"build": build, BUILT: built, "update": update}, is_own)
 
     def _stored_texts(self) -> Sequence[str]:
-        collection = open_collection(self._config["collection"], self._places.target)
+        collection = open_collection(None, self._places.target)
         texts: Sequence[str] = read_collection(collection) if isinstance(collection, str) else collection
         if len(texts) != self._passages:
             raise UserError(f"{self._config['collection']} has {len(texts)} passages, the index {self._passages}; restore it")
         return texts
 
-    def _write_chunks(self, added: list[str], about: dict[str, Any]) -> None:
-        """Encode and compress the added passages into further chunks, counted in `about`, with the index's codec."""
+    def _write_chunks(self, added: list[str], about: dict[str, Any], more: int) -> None:
+        """Encode and compress the added passages with the index's codec and `more` centroids; `about` counts them."""
         if not added:
             return
         new, folder = self._places.index, self._places.vectors
         identity = identify(str(self._checkpoint))
         if folder.exists() and not is_claimed_by(folder, identity, added):
-            shutil.rmtree(folder)  # of another update, never finished
+            remove(folder)  # of another update, never finished
         show = self._verbose > 0
         files = encode_to(folder, identity, lambda: DiffusionCheckpoint(identity.path), added, show_progress_bar=show)
         saver = Saver(ColBERTConfig(index_path=str(new)))
-        saver.codec = codec = ResidualCodec.load(str(self._places.target))
-        per_passage = about["num_partitions"] / self._passages
-        for start in range(0, len(added), CHUNK):
-            vectors = list(files.read(range(start, min(start + CHUNK, len(added)))))
-            packed, doclens = flatten(vectors, files.dim, torch.device("cpu"))
-            codec.centroids = _more_centroids(codec.centroids, packed, int(per_passage * len(vectors)))
-            saver.save_chunk(about["num_chunks"], self._passages + start, packed.half(), doclens)
-            chunk = new / f"{about['num_chunks']}.metadata.json"
-            write_json(chunk, read_json(chunk) | {"embedding_offset": about["num_embeddings"]})
-            about["num_chunks"] += 1
+        codec = ResidualCodec.load(str(self._places.target))
+        *_, held = all_doclens(self._places.target)  # of the last chunk, which is filled up first
+        number, start = about["num_chunks"] - 1, 0
+        while start < len(added):
+            if len(held) >= CHUNK:
+                number, held = number + 1, []
+            stop = min(len(added), start + CHUNK - len(held))
+            packed, doclens = flatten(list(files.read(range(start, stop))), files.dim, torch.device("cpu"))
+            codec.centroids = _more_centroids(codec.centroids, packed, more * stop // len(added) - more * start // len(added))
+            compressed = compress(codec, packed.half())
+            if held:
+                compressed = _joined(ResidualCodec.Embeddings.load(str(new), number), compressed)
+            saver.write_chunk(
+                number,
+                compressed,
+                held + doclens,
+                passage_offset=self._passages + start - len(held),
+                embedding_offset=about["num_embeddings"] - sum(held),
+            )
+            about["num_chunks"] = number + 1
             about["num_embeddings"] += len(packed)
+            start, held = stop, held + doclens
         about["num_partitions"] = len(codec.centroids)
-        (new / "centroids.pt").unlink()  # the old index's own file
+        remove(new / "centroids.pt")  # the old index's own file
         torch.save(codec.centroids.half(), new / "centroids.pt")
 
 
@@ -276,10 +333,9 @@ def _state(folder: Path) -> str:
     return fingerprint.of_files(path for name in (MANIFEST_FILE, "metadata.json") if (path := folder / name).is_file())
 
 
-def _all_doclens(folder: Path) -> list[list[int]]:
-    """Vectors per passage, chunk by chunk."""
-    chunks = read_json(folder / "metadata.json")["num_chunks"]
-    return [json.loads((folder / f"doclens.{chunk}.json").read_text()) for chunk in range(chunks)]
+def _joined(one: Any, two: Any) -> Any:
+    """The compressed vectors of both."""
+    return type(one)(torch.cat([one.codes, two.codes]), torch.cat([one.residuals, two.residuals]))
 
 
 def _inverted(folder: Path, partitions: int, removed: list[int]) -> tuple[Tensor, Tensor]:
@@ -287,7 +343,7 @@ def _inverted(folder: Path, partitions: int, removed: list[int]) -> tuple[Tensor
 
     As ColBERT's (indexing/utils.py:8) but for the zeros with which that may end, which its readers add themselves.
     """
-    chunks = _all_doclens(folder)
+    chunks = all_doclens(folder)
     doclens = torch.tensor([length for chunk in chunks for length in chunk])
     codes = torch.cat([torch.load(folder / f"{number}.codes.pt", map_location="cpu") for number in range(len(chunks))])
     live = torch.ones(len(doclens), dtype=torch.bool)
@@ -317,11 +373,3 @@ def _more_centroids(centroids: Tensor, vectors: Tensor, count: int) -> Tensor:
     check_faiss()
     new = compute_faiss_kmeans(vectors.shape[1], count, KMEANS_STEPS, [[vectors]])
     return torch.cat([centroids, normalize(new, dim=-1).half().to(centroids)])  # half: as they are stored
-
-
-def _link(path: Path, to: Path) -> None:
-    """The same file in another place, where the file system can; these files are never written in place."""
-    try:
-        os.link(path, to)
-    except OSError:
-        shutil.copy2(path, to)

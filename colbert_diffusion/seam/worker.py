@@ -1,5 +1,8 @@
 """What ColBERT's launcher runs, in this process or in a spawned one. Importing it imports neither torch nor colbert."""
 
+import multiprocessing.connection
+import os
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any, NoReturn, overload
 
 from ..errors import UserError
 
+SEED = 12345  # ColBERT's (infra/launcher.py:99)
 UNSAFE_LOADING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
@@ -56,6 +60,7 @@ def run_rank(callee: Any, port: str, results: Any, config: Any, *args: Any) -> N
 
     Here, because a spawned process imports this module first: one that imports colbert would be bound while half loaded.
     """
+    end_with_parent()
     from colbert.infra.launcher import setup_new_process
 
     try:
@@ -65,12 +70,26 @@ def run_rank(callee: Any, port: str, results: Any, config: Any, *args: Any) -> N
         raise SystemExit(1) from None
 
 
+def end_with_parent() -> None:
+    """A rank whose parent was killed ends at once: nobody would collect its work, or let another build begin."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def encode(config: Any, collection: Any, shared_lists: Any, shared_queues: Any, verbose: int = 3) -> None:
     """Encode this rank's shards, then run ColBERT's indexer.
 
     ColBERT's own callee under a name of ours (indexer.py:86): a spawned child that unpickles it imports this package.
     With it comes the hook in `colbert_diffusion/__init__.py`, so the child is bound as its parent is.
     """
+    from colbert.infra.launcher import set_seed
     from colbert.utils import distributed
 
     from .building import PlaidIndexer
@@ -89,6 +108,7 @@ def encode(config: Any, collection: Any, shared_lists: Any, shared_queues: Any, 
 
             mark_complete(pids.vectors)
         distributed.barrier(config.rank)
+    set_seed(SEED)  # loading a model with an adapter draws numbers, which a build that goes on does not
     PlaidIndexer(config, collection, verbose).run(shared_lists)
 
 
@@ -108,7 +128,5 @@ def _encode_shards(pids: Pids, rank: int, nranks: int, verbose: int) -> None:
 
 def refuse_unsafe_loading() -> None:
     """Raises UserError when the environment makes torch unpickle ColBERT's .pt files: a hostile one would run code."""
-    import os
-
     if os.environ.get(UNSAFE_LOADING, "").lower() in ("1", "y", "yes", "true"):
         raise UserError(f"{UNSAFE_LOADING} is set: an index's .pt files could run code when loaded; unset it")

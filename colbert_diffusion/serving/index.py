@@ -1,7 +1,6 @@
 """One opened index: encoding, searching, passages, and why a passage was found. Blocking; knows neither names nor loops."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -13,8 +12,7 @@ from torch import Tensor
 from ..checkpoint import DiffusionCheckpoint, Models, VectorCheckpoint, sharing
 from ..config import Side
 from ..errors import UserError
-from ..manifest import read_manifest, verify
-from ..seam.searching import Observe, Searcher, removed_pids
+from ..seam.searching import Observe, Searcher, as_user_errors
 
 WORDS = 8  # predicted words shown per position
 
@@ -64,20 +62,18 @@ class OpenedIndex:
 
     def __init__(self, path: Path, models: Models, observe: Observe = lambda stage, seconds: None) -> None:
         self.path = path.absolute()
-        # Hashing costs about as much as loading; a wrong byte can end the process in ColBERT's C++ long after the start.
-        if read_manifest(self.path) and (damaged := verify(self.path)):
-            raise UserError(f"{path} is damaged ({'; '.join(damaged[:3])}); restore the files or rebuild the index")
-        with sharing(models), _as_user_errors(path):
-            self._searcher = Searcher(self.path.name, index_root=str(self.path.parent), verbose=0)
+        with sharing(models), as_user_errors(path):
+            # Hashing costs about as much as loading; a wrong byte would be a wrong answer long after the start.
+            self._searcher = Searcher(self.path.name, index_root=str(self.path.parent), verbose=0, verify=True)
             if isinstance(self._searcher.checkpoint, VectorCheckpoint):
                 self._searcher.checkpoint.model  # noqa: B018 - loaded now, not at the first query
-        self._removed = frozenset(removed_pids(self.path))
+        self._removed = self._searcher.removed
         self._observe = observe
         self.passages = len(self._searcher.collection)
 
     def warm_up(self) -> None:
         """The first search, which is slow, and shows what cannot be searched; runs the model."""
-        with _as_user_errors(self.path):
+        with as_user_errors(self.path):
             self._searcher.search("ready", k=1)
         self._searcher.observe(self._observe)
 
@@ -170,16 +166,3 @@ class OpenedIndex:
             "dim": int(config.dim),
             "nbits": int(config.nbits),
         }
-
-
-@contextmanager
-def _as_user_errors(path: Path) -> Iterator[None]:
-    """Whatever ColBERT or torch raise over damaged files is a user's matter: the index is not served."""
-    try:
-        yield
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{path} cannot be opened ({type(error).__name__}: {error}); `colbert-diffusion verify {path}` names damaged files"
-        ) from error

@@ -2,15 +2,15 @@
 
 import json
 import random
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import fingerprint
 from ..errors import UserError
-from ..files import read_json, write_json, written_aside
+from ..files import needing_room, read_json, remove, write_json, written_aside
 from ..identity import identify
+from ..locking import writing
 from ..progress import note, progress_bar
 from .data import Example
 
@@ -67,6 +67,19 @@ def mine(
         "skip_top": skip_top,
         "positive_share": POSITIVE_SHARE,
     }
+    with needing_room(folder), writing(folder):
+        return _mine(checkpoint, examples, passages, folder, about, show_progress_bar)
+
+
+def _mine(
+    checkpoint: str,
+    examples: Sequence[Example],
+    passages: Sequence[str],
+    folder: Path,
+    about: dict[str, Any],
+    show_progress_bar: bool,
+) -> Path:
+    negatives, depth, skip_top = about["negatives"], about["depth"], about["skip_top"]
     own = _own_pids(examples, passages)
     mined = folder / MINED_FILE
     if _claim(folder, about) and mined.is_file():
@@ -99,7 +112,7 @@ def _claim(folder: Path, about: dict[str, Any]) -> bool:
         (folder / MINED_FILE).unlink(missing_ok=True)
         if any(there.get(name) != about[name] for name in ("checkpoint", "examples")):
             for name in (INDEX, f"{INDEX}.partial"):
-                shutil.rmtree(folder / name, ignore_errors=True)
+                remove(folder / name)
     same = manifest.is_file() and there == about
     write_json(manifest, about)  # last: interrupted before, it is all done again
     return same

@@ -1,6 +1,5 @@
 """The state of an unfinished run on disk: parameters and AdamW's moments, safetensors only, whole or not at all."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import UserError
-from ..files import folder_aside
+from ..files import folder_aside, remove
 
 PREFIX = "step-"
 TENSORS = "state.safetensors"
@@ -25,12 +24,11 @@ def save_state(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], 
         moments: Mapping[str, Tensor] = optimizer.state.get(parameter, {})
         tensors |= {f"{name}\0{moment}": value.detach().cpu().contiguous() for moment, value in moments.items()}
     whole = folder / f"{PREFIX}{step}"
-    with folder_aside(whole) as aside:
+    with folder_aside(whole, replace=True) as aside:
         save_file(tensors, aside / TENSORS)
-        shutil.rmtree(whole, ignore_errors=True)
     for earlier in folder.glob(f"{PREFIX}*"):
         if earlier != whole:
-            shutil.rmtree(earlier)
+            remove(earlier)
 
 
 def saved_step(folder: Path) -> int | None:

@@ -11,6 +11,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -26,7 +27,8 @@ from ..errors import MissingPackageError, UserError
 from ..evaluation.benchmarks import read_benchmark
 from ..evaluation.exact import exact_run
 from ..evaluation.measuring import evaluate
-from ..files import folder_aside, read_json, write_json
+from ..files import folder_aside, needing_room, read_json, restore, write_json
+from ..locking import writing
 from ..progress import note, progress_bar
 from .data import Example, Source, Stream, data_hash, read_source
 from .grouping import grouped
@@ -105,11 +107,15 @@ def train(
     out = Path(out)
     _require_plotting()
     accelerator = Accelerator(mixed_precision="bf16" if recipe.bf16 else "no", cpu=not torch.cuda.is_available())
-    if out.exists():
-        raise UserError(f"{out} exists; choose another folder or delete it")
-    if recipe.batch % accelerator.num_processes:
-        raise UserError(f"a batch of {recipe.batch} does not divide among {accelerator.num_processes} processes")
-    with torch.random.fork_rng():
+    with ExitStack() as held:
+        held.enter_context(needing_room(out.with_name(out.name + ".training")))
+        if accelerator.is_main_process:
+            held.enter_context(writing(out))
+        if out.exists():
+            raise UserError(f"{out} exists; choose another folder or delete it")
+        if recipe.batch % accelerator.num_processes:
+            raise UserError(f"a batch of {recipe.batch} does not divide among {accelerator.num_processes} processes")
+        held.enter_context(torch.random.fork_rng())
         return _Run(start, data, out, recipe, tuple(dev), measure, command, show_progress_bar, accelerator).run()
 
 
@@ -187,6 +193,8 @@ class _Run:
     def _claim(self) -> int:
         """Make or check the work folder, put back what was saved; the steps already done."""
         path = self.work / "run.json"
+        if self.accelerator.is_main_process:
+            restore(self.work / "best")
         if path.exists():
             there = read_json(path)
             differs = [name for name, value in _plain(self.about).items() if there.get(name) != value]
@@ -307,9 +315,8 @@ def _plain(about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _replace(folder: Path, write: Callable[[Path], None]) -> None:
     """Write a folder aside and put it in the other's place."""
-    with folder_aside(folder) as aside:
+    with folder_aside(folder, replace=True) as aside:
         write(aside)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _require_plotting() -> None:

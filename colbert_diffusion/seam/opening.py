@@ -1,0 +1,233 @@
+"""A path -> an index's config, checkpoint and texts. Reads only; whatever is not as the index was built is refused.
+
+Importing this module imports no colbert, which takes seconds.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .. import manifest as manifests
+from ..backbones.sources import locate
+from ..collection import COLLECTION_FILE, Held, Passages, collection_fingerprint, read_collection
+from ..config import CHECKPOINT, RELEASED, layout_of
+from ..errors import UserError
+from ..files import read_json
+from ..identity import identify
+from ..manifest import MANIFEST_FILE, TEXTS, read_manifest
+from ..stamps import sha256_of
+from .places import snapshot
+
+REMOVED_FILE = "deleted.json"  # {"pids": [...]}: they keep their place in the index's files, so that ids are stable
+METADATA_FILE = "passages.jsonl"  # one JSON object per pid
+COUNTS = ("num_chunks", "num_partitions", "num_embeddings")
+
+
+def index_folder(index: str, index_root: str | None = None, config: Any = None) -> Path:
+    """Where ColBERT looks for the index of this name (searcher.py:33)."""
+    from colbert.infra.config import ColBERTConfig
+    from colbert.infra.run import Run
+
+    return Path(index_root or ColBERTConfig.from_existing(config, Run().config).index_root_) / index
+
+
+def index_config(folder: Path) -> dict[str, Any]:
+    """The config that the index was built with.
+
+    Raises:
+        UserError: there is no complete index, or its metadata.json is damaged.
+    """
+    config: dict[str, Any] = index_metadata(folder)["config"]
+    return config
+
+
+def index_metadata(folder: Path) -> dict[str, Any]:
+    """ColBERT's `metadata.json`; raises as `index_config`."""
+    path = folder / "metadata.json"
+    if not path.is_file():
+        state = "is incomplete" if folder.is_dir() else "does not exist"
+        raise UserError(f"index {folder} {state}; build it with `colbert-diffusion index TEXTS {folder}`")
+    about = read_json(path)
+    config = about.get("config")
+    if not isinstance(config, dict) or not {"checkpoint", "collection"} <= config.keys():
+        raise UserError(f"{path} is damaged (no config with checkpoint and collection); restore it or rebuild the index")
+    if bad := [name for name in COUNTS if not isinstance(about.get(name), int)]:
+        raise UserError(f"{path} is damaged (no number for {', '.join(bad)}); restore it or rebuild the index")
+    return about
+
+
+def removed_pids(folder: Path) -> list[int]:
+    """The pids whose passages were removed from the index, ascending. Raises UserError when their list is damaged."""
+    path = folder / REMOVED_FILE
+    if not path.is_file():
+        return []
+    pids = read_json(path).get("pids")
+    if not isinstance(pids, list) or not all(isinstance(pid, int) for pid in pids):
+        raise UserError(f"{path} is damaged (no list of pids); restore it or rebuild the index")
+    return pids
+
+
+def all_doclens(folder: Path) -> list[list[int]]:
+    """Vectors per passage, chunk by chunk."""
+    doclens = []
+    for chunk in range(index_metadata(folder)["num_chunks"]):
+        path = folder / f"doclens.{chunk}.json"
+        try:
+            lengths = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is missing or damaged ({error}); restore it or rebuild the index") from error
+        if not isinstance(lengths, list) or not all(isinstance(length, int) for length in lengths):
+            raise UserError(f"{path} is damaged (no list of numbers); restore it or rebuild the index")
+        doclens.append(lengths)
+    return doclens
+
+
+def checkpoint_of(folder: Path, built_with: dict[str, Any], checkpoint: str | None = None) -> str:
+    """The checkpoint to encode with: the one given, else the one that the index was built with.
+
+    Raises:
+        UserError: it is gone, or its vectors are not those of the index; scores would look fine and mean nothing.
+    """
+    there = Path(built_with["checkpoint"])
+    if checkpoint is None and there.is_absolute() and not there.exists():
+        raise UserError(f"{folder} was built with {there}, which is gone; pass checkpoint= its new place")
+    path = built_with["checkpoint"] if checkpoint is None else str(locate(str(checkpoint)))
+    expected = (read_manifest(folder) or {}).get("build", {}).get("checkpoint")
+    if expected is not None and layout_of(Path(path)) in (CHECKPOINT, RELEASED):
+        fingerprint = identify(path).fingerprint
+        if fingerprint != expected:
+            raise UserError(
+                f"{folder} was built with a checkpoint of fingerprint {expected}, {path} has {fingerprint}; "
+                "use the checkpoint it was built with, or rebuild it"
+            )
+    return str(path)
+
+
+# Texts -------------------------------------------------------------------------------------------------------------
+
+
+def open_collection(collection: Any, folder: Path) -> Any:
+    """What ColBERT takes for a collection: the caller's, or with None the index's own; its texts are those of the vectors.
+
+    A path that is gone falls back to the copy stored with the index.
+
+    Raises:
+        UserError: the texts changed since the index was built, or are others.
+    """
+    from colbert.data import Collection
+
+    given = collection is not None
+    stored = index_config(folder)["collection"]
+    collection = collection if given else stored
+    if isinstance(collection, list) and collection and str(collection[0]).startswith("list with "):  # core_config.py: export
+        raise UserError(f"{folder} keeps no copy of the list it was built from; pass collection= the same passages")
+    if isinstance(collection, str | Path):
+        opened = _open_path(Path(collection), folder)
+    elif isinstance(collection, list):
+        opened = Collection(data=Held(collection))
+    elif isinstance(collection, Passages):
+        opened = Collection(path=str(collection.path), data=collection)
+    else:
+        opened = collection
+    texts = getattr(opened, "data", opened)
+    if given:
+        _check_given(texts, folder)
+    elif isinstance(texts, Passages) and texts.path.absolute().parent != folder.absolute():
+        _check_outside(texts, folder)
+    return opened
+
+
+def _open_path(path: Path, folder: Path) -> Any:
+    from colbert.data import Collection
+
+    own = folder / COLLECTION_FILE
+    if own.is_file() and (not path.exists() or (path.name == COLLECTION_FILE and path.samefile(own))):
+        return Collection(path=str(own), data=Passages(own, sha256=_recorded(folder, COLLECTION_FILE)))
+    try:
+        return Collection(path=str(path), data=read_collection(path))
+    except UserError:
+        if path.suffix == ".tsv" and path.exists():
+            return str(path)  # a stock index of a TSV that only ColBERT's own, laxer reader takes
+        if not path.exists():
+            raise UserError(f"the texts of {folder} were {path}, which is gone; restore it, or pass collection= them") from None
+        raise
+
+
+def _recorded(folder: Path, name: str) -> str | None:
+    entry = (read_manifest(folder) or {"files": {}})["files"].get(name, {})
+    sha256: str | None = entry.get("sha256")
+    return sha256
+
+
+def _check_outside(texts: Passages, folder: Path) -> None:
+    """The user's own file, which the index refers to: by its size and content's hash, which is kept with large files."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    kept = manifest.get(TEXTS)
+    if kept is not None:
+        same = texts.size == kept["size"] and texts.sha256 == kept["sha256"]
+    else:  # an index of version 0.1: a file older than the index is the one it was built from
+        newer = texts.path.stat().st_mtime_ns > (folder / MANIFEST_FILE).stat().st_mtime_ns
+        same = not newer or collection_fingerprint(texts) == manifest.get("build", {}).get("collection")
+    if not same:
+        raise UserError(
+            f"{texts.path} changed since {folder} was built: its texts are not those of the vectors any more; "
+            "restore the file, pass collection= the same passages from elsewhere, or rebuild the index"
+        )
+
+
+def _check_given(texts: Any, folder: Path) -> None:
+    """Texts that the caller names: the same number and the same content."""
+    manifest = read_manifest(folder)
+    if manifest is None or not isinstance(texts, list | Passages):
+        return
+    build = manifest.get("build", {})
+    known = {_recorded(folder, COLLECTION_FILE), manifest.get(TEXTS, {}).get("sha256")} - {None}
+    if isinstance(texts, Passages) and texts.sha256 in known:
+        return
+    passages = build.get("passages", len(texts))
+    if passages != len(texts) or collection_fingerprint(texts) != build.get("collection"):
+        raise UserError(
+            f"the collection given has {len(texts)} passages that are not the {passages} of {folder}; "
+            "pass those it was built from, or leave collection out"
+        )
+
+
+def verify(folder: Path) -> list[str]:
+    """Hash an index's files and texts; one line per difference, none when all is as it was written.
+
+    Raises:
+        UserError: there is no index, or it has no manifest.
+    """
+    return snapshot(folder, _verify)
+
+
+def _verify(folder: Path) -> list[str]:
+    return manifests.verify(folder) + changed_outside(folder)
+
+
+def changed_texts(folder: Path) -> list[str]:
+    """What is wrong with an index's texts, stored or outside, read in full; nothing known where it has no manifest."""
+    sha256 = _recorded(folder, COLLECTION_FILE)
+    if sha256 is not None and sha256_of(folder / COLLECTION_FILE) != sha256:
+        return [f"{folder / COLLECTION_FILE}: changed (sha256 differs)"]
+    return changed_outside(folder)
+
+
+def changed_outside(folder: Path) -> list[str]:
+    """What is wrong with the user's own file that an index refers to, read in full; nothing where the texts are stored."""
+    manifest = read_manifest(folder)
+    if manifest is None or COLLECTION_FILE in manifest["files"]:
+        return []
+    path = index_config(folder)["collection"]
+    if not isinstance(path, str):
+        return []
+    if not Path(path).is_file():
+        return [f"{path}: missing, it holds the texts"]
+    kept = manifest.get(TEXTS)
+    if kept is not None:
+        same = sha256_of(Path(path)) == kept["sha256"]
+    else:
+        same = collection_fingerprint(read_collection(path)) == manifest.get("build", {}).get("collection")
+    return [] if same else [f"{path}: changed since the index was built from its texts"]
