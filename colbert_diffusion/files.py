@@ -173,11 +173,14 @@ def remove(path: Path) -> None:
 
 
 def link(path: Path, to: Path) -> None:
-    """The same file under another name, where the file system can; else a copy."""
+    """The same file under another name, where the file system can; else a copy. A link stays one, wherever it leads."""
+    if path.is_symlink():
+        os.symlink(os.readlink(path), to)
+        return
     try:
-        os.link(path, to, follow_symlinks=False)
+        os.link(path, to)
     except OSError:
-        shutil.copy2(path, to, follow_symlinks=False)
+        shutil.copy2(path, to)
 
 
 @contextmanager

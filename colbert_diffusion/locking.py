@@ -57,7 +57,8 @@ class Lock:
 
 def lock_path(target: Path) -> Path:
     """Where the lock of a file or folder lies."""
-    return target.with_name(f".{target.name}.lock")
+    whole = Path(os.path.abspath(target))
+    return whole.with_name(f".{whole.name}.lock")
 
 
 @contextmanager
@@ -73,7 +74,27 @@ def writing(target: Path, *, wait: bool = False) -> Iterator[Lock]:
         OSError: nothing can be written beside it.
     """
     path = lock_path(target)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _folder(path.parent), _locked(target, path, wait) as file:
+        try:
+            yield Lock(file, _read(path).get("note"))
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and take it away again when nothing came into it."""
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+
+
+def _locked(target: Path, path: Path, wait: bool) -> IO[bytes]:
     started, told = time.monotonic(), False
     while (file := locked_file(path)) is None:
         waited = time.monotonic() - started
@@ -83,11 +104,7 @@ def writing(target: Path, *, wait: bool = False) -> Iterator[Lock]:
             note(f"waiting for {_holder(path)}, which is writing {target}")
             told = True
         time.sleep(POLL)
-    with file:
-        try:
-            yield Lock(file, _read(path).get("note"))
-        finally:
-            path.unlink(missing_ok=True)
+    return file
 
 
 def left_behind(target: Path) -> str | None:

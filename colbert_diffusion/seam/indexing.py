@@ -99,8 +99,8 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
             return self.index_path
         self._shape = None
         with needing_room(places.target.parent, lambda: self._bytes_left(places)), places.writing():
-            just_finished = places.interrupted()  # this very call's earlier try may have died in the swap
-            places.recover()
+            died = places.interrupted()
+            just_finished = places.recover() or died  # this very call's earlier try may have died in the swap
             if places.target.exists() and not overwrite and not just_finished:
                 raise UserError(f"{places.target} exists{REPLACING}")
             places.check_feasible()

@@ -117,8 +117,10 @@ def open_collection(collection: Any, folder: Path) -> Any:
     from colbert.data import Collection
 
     given = collection is not None
-    stored = index_config(folder)["collection"]
-    collection = collection if given else stored
+    own = folder / COLLECTION_FILE
+    if not given and (sha256 := _recorded(folder, COLLECTION_FILE)) is not None:  # wherever its config says that is
+        return Collection(path=str(own), data=Passages(own, sha256))
+    collection = collection if given else index_config(folder)["collection"]
     if isinstance(collection, list) and collection and str(collection[0]).startswith("list with "):  # core_config.py: export
         raise UserError(f"{folder} keeps no copy of the list it was built from; pass collection= the same passages")
     if isinstance(collection, str | Path):
@@ -140,9 +142,8 @@ def open_collection(collection: Any, folder: Path) -> Any:
 def _open_path(path: Path, folder: Path) -> Any:
     from colbert.data import Collection
 
-    own = folder / COLLECTION_FILE
-    if own.is_file() and (not path.exists() or (path.name == COLLECTION_FILE and path.samefile(own))):
-        return Collection(path=str(own), data=Passages(own, sha256=_recorded(folder, COLLECTION_FILE)))
+    if not path.exists() and (folder / COLLECTION_FILE).is_file():
+        path = folder / COLLECTION_FILE
     try:
         return Collection(path=str(path), data=read_collection(path))
     except UserError:

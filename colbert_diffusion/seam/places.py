@@ -55,7 +55,7 @@ class Places:
     """
 
     def __init__(self, target: Path) -> None:
-        self.named = target.absolute()
+        self.named = Path(os.path.abspath(target))
         try:
             self.target = self.named.resolve() if self.named.is_symlink() else self.named
         except (OSError, RuntimeError) as error:

@@ -87,9 +87,9 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
     ) -> None:
         """Everything that a search will need is read here: the folder may be another index a moment later."""
         built_with = index_config(folder)
-        check_sizes(folder)
         if verify and (found := differences(folder)):
             raise UserError(f"{folder} is damaged ({'; '.join(found[:3])}); restore the files or rebuild the index")
+        check_sizes(folder)
         texts = open_collection(collection, folder)
         checkpoint = checkpoint_of(folder, built_with, checkpoint)
         with as_user_errors(folder):

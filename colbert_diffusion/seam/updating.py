@@ -246,7 +246,7 @@ class IndexUpdater:
         wanted = built["partitions"] * len(texts) // max(1, built["passages"])
         self._write_chunks(added, about, max(0, wanted - partitions))
         about["avg_doclen"] = about["num_embeddings"] / len(texts)
-        about["config"] |= {"collection": str(self._places.named / COLLECTION_FILE), "index_path": None}
+        about["config"] |= {"collection": str(self._places.target / COLLECTION_FILE), "index_path": None}
         about["config"] |= _settings(about, partitions)
         write_json(new / "metadata.json", about)
         if (old / "plan.json").is_file():
