@@ -7,8 +7,10 @@ import pytest
 from colbert.infra import Run, RunConfig
 
 from colbert_diffusion import Indexer, Searcher
+from colbert_diffusion.config import DiffusionConfig
 
-from ..conftest import make_texts
+from ..conftest import HIDDEN, make_texts
+from ..releases import write_adapter
 
 
 @dataclass(frozen=True)
@@ -27,3 +29,12 @@ def tiny_index(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     with Run().context(RunConfig(index_root=str(root))):
         path = Indexer(str(tiny_checkpoint), verbose=0).index("tiny", texts)
     return TinyIndex(Path(path), texts)
+
+
+@pytest.fixture(scope="session")
+def adapted_checkpoint(tiny_config: DiffusionConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a LoRA adapter: loading one draws random numbers."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "adapted"
+    write_adapter(folder, {"bert.encoder.layer.0.attention.self.query": (HIDDEN, HIDDEN)})
+    tiny_config.save(folder)
+    return folder

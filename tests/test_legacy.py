@@ -1,0 +1,96 @@
+"""Folders that version 0.1 wrote before there were locks, stamps and hashes of shards still open, resume and update.
+
+`fixtures/legacy` was written by commit 6f2c76c: a checkpoint over a random BERT, an index of a TSV, one of a JSONL file with
+metadata, one that was updated, and vector files in two shards.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from colbert.infra import Run, RunConfig
+
+from colbert_diffusion import DiffusionCheckpoint, Indexer, IndexUpdater, Searcher
+from colbert_diffusion.errors import UserError
+from colbert_diffusion.seam.opening import verify
+from colbert_diffusion.vectors import VectorFiles
+
+QUERY = "paris germany moon"
+FOUND = ([33, 30, 14], [3.6472726, 3.6310782, 3.6282074])  # by the version that built them
+
+
+@pytest.fixture
+def legacy(tmp_path: Path) -> Path:
+    """A copy at another place, newer files included: times say nothing."""
+    return Path(shutil.copytree(Path(__file__).parent / "fixtures" / "legacy", tmp_path / "legacy"))
+
+
+def opened(legacy: Path, name: str) -> Searcher:
+    collection = str(legacy / "texts.tsv") if name == "of-tsv" else None
+    return Searcher(name, str(legacy / "checkpoint"), collection, index_root=str(legacy), verbose=0)
+
+
+@pytest.mark.parametrize("name", ["of-tsv", "of-jsonl", "updated"])
+def test_old_indexes_open_and_answer_as_they_did(legacy: Path, name: str) -> None:
+    searcher = opened(legacy, name)
+    pids, _, scores = searcher.search(QUERY, k=3)
+    assert pids == FOUND[0]
+    np.testing.assert_allclose(scores, FOUND[1], atol=1e-4)
+    if name == "of-jsonl":
+        assert searcher.ids(pids) == ["d33", "d30", "d14"]
+        assert searcher.search(QUERY, k=1, where=lambda about: about["n"] == 30)[0] == [30]
+
+
+@pytest.mark.parametrize("name", ["of-jsonl", "updated"])
+def test_old_indexes_verify_and_take_updates(legacy: Path, name: str) -> None:
+    assert verify(legacy / name) == []
+    update = IndexUpdater(name, str(legacy / "checkpoint"), index_root=str(legacy), verbose=0)
+    [pid] = update.add(["paris germany moon"])
+    update.remove([30])
+    update.persist_to_disk()
+    pids, _, _ = opened(legacy, name).search(QUERY, k=50)
+    assert pid in pids
+    assert 30 not in pids
+    assert verify(legacy / name) == []
+
+
+def test_an_old_index_refers_to_its_tsv_and_notices_that_it_changed(legacy: Path) -> None:
+    for name in ("metadata.json", "plan.json"):
+        path = legacy / "of-tsv" / name
+        about = json.loads(path.read_text())
+        about["config"]["collection"] = str(legacy / "texts.tsv")
+        path.write_text(json.dumps(about))
+    manifest = json.loads((legacy / "of-tsv" / "index.json").read_text())
+    for name in ("metadata.json", "plan.json"):
+        del manifest["files"][name]
+    (legacy / "of-tsv" / "index.json").write_text(json.dumps(manifest))
+    searcher = Searcher("of-tsv", str(legacy / "checkpoint"), index_root=str(legacy), verbose=0)
+    assert searcher.search(QUERY, k=3)[0] == FOUND[0]
+    lines = (legacy / "texts.tsv").read_text().splitlines()
+    (legacy / "texts.tsv").write_text("\n".join([*lines[:-1], "39\tsomething else"]) + "\n")
+    with pytest.raises(UserError, match="changed since"):
+        Searcher("of-tsv", str(legacy / "checkpoint"), index_root=str(legacy), verbose=0)
+    assert verify(legacy / "of-tsv") == [f"{legacy / 'texts.tsv'}: changed since the index was built from its texts"]
+
+
+def test_old_vector_files_are_read_and_indexed(legacy: Path) -> None:
+    files = VectorFiles(legacy / "vectors")
+    texts = [line.split("\t")[1] for line in (legacy / "texts.tsv").read_text().splitlines()]
+    expected = DiffusionCheckpoint(legacy / "checkpoint").encode_document(texts)
+    for read, own in zip(files.read(range(40)), expected, strict=True):
+        np.testing.assert_allclose(read, own, atol=1e-3)
+    about = json.loads((legacy / "vectors" / "vectors.json").read_text())
+    (legacy / "vectors" / "vectors.json").write_text(json.dumps({**about, "checkpoint": str(legacy / "checkpoint")}))
+    with Run().context(RunConfig(index_root=str(legacy))):
+        Indexer(str(legacy / "vectors"), verbose=0).index("new", str(legacy / "texts.tsv"))
+    assert opened(legacy, "new").search(QUERY, k=3)[0] == FOUND[0]
+
+
+def test_an_old_index_is_rebuilt_in_its_place_with_what_lies_in_it_carried_over(legacy: Path) -> None:
+    (legacy / "of-jsonl" / "notes.txt").write_text("mine")
+    with Run().context(RunConfig(index_root=str(legacy))):
+        Indexer(str(legacy / "checkpoint"), verbose=0).index("of-jsonl", str(legacy / "texts.jsonl"), overwrite=True)
+    assert (legacy / "of-jsonl" / "notes.txt").read_text() == "mine"
+    assert verify(legacy / "of-jsonl") == []
