@@ -2,9 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from colbert_diffusion import DiffusionCheckpoint, vectors
 from colbert_diffusion.errors import UserError
+from colbert_diffusion.locking import writing
 from colbert_diffusion.vectors import VectorFiles, encode_to
 
 from .conftest import make_texts
@@ -90,3 +92,74 @@ def test_a_damaged_shard_is_named(checkpoint: DiffusionCheckpoint, tmp_path: Pat
 def test_no_texts_are_refused(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no texts"):
         encode_to(tmp_path / "v", checkpoint.identity, lambda: checkpoint, [])
+
+
+def damage(folder: Path, how: str) -> None:
+    shard, other = folder / "00001.safetensors", folder / "00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    tensors = {name: tensor.clone() for name, tensor in load_file(shard).items()}  # of their own, not of the mapped file
+    if how == "zeros":
+        content = bytearray(len(content))
+    elif how == "a flipped bit":
+        content[-20] ^= 4
+    elif how == "another shard's":
+        content = bytearray(other.read_bytes())
+    elif how == "a length too large":
+        tensors["doclens"][3] = 10**6
+    elif how == "a negative length":
+        tensors["doclens"][3] = -5
+    elif how == "another dim":
+        tensors["vectors"] = tensors["vectors"][:, :-1].contiguous()
+    shard.write_bytes(content)
+    if how in ("a length too large", "a negative length", "another dim"):
+        save_file(tensors, shard)
+
+
+DAMAGES = ["zeros", "a flipped bit", "another shard's", "a length too large", "a negative length", "another dim"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_shard_that_is_not_the_one_written_is_refused_and_only_its_passages_encoded_anew(
+    how: str, checkpoint: DiffusionCheckpoint, tmp_path: Path, encoded: list[str]
+) -> None:
+    encode_to(tmp_path / "v", checkpoint.identity, lambda: checkpoint, TEXTS)
+    whole = (tmp_path / "v" / "00001.safetensors").read_bytes()
+    damage(tmp_path / "v", how)
+    with pytest.raises(UserError, match=r"00001\.safetensors is (missing or )?damaged .*delete this file and run") as caught:
+        list(VectorFiles(tmp_path / "v").read(range(25)))
+    assert "\n" not in str(caught.value)
+    (tmp_path / "v" / "00001.safetensors").unlink()
+    encoded.clear()
+    files = encode_to(tmp_path / "v", checkpoint.identity, lambda: checkpoint, TEXTS)
+    assert encoded == TEXTS[10:20]
+    assert (tmp_path / "v" / "00001.safetensors").read_bytes() == whole
+    assert len(list(files.read(range(25)))) == 25
+
+
+@pytest.mark.parametrize(
+    "left", [[".artifact.metadata.partial"], ["artifact.metadata"], ["artifact.metadata", ".vectors.json.partial"]]
+)
+def test_a_folder_that_a_kill_left_before_it_was_claimed_is_gone_on_with(
+    left: list[str], checkpoint: DiffusionCheckpoint, tmp_path: Path
+) -> None:
+    encode_to(tmp_path / "whole", checkpoint.identity, lambda: checkpoint, TEXTS)
+    (tmp_path / "v").mkdir()
+    for name in left:
+        whole = tmp_path / "whole" / name
+        (tmp_path / "v" / name).write_bytes(whole.read_bytes() if whole.exists() else b"{")
+    encode_to(tmp_path / "v", checkpoint.identity, lambda: checkpoint, TEXTS)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "v").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()
+    }
+
+
+def test_settings_that_are_missing_beside_vectors_are_written_again(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
+    encode_to(tmp_path / "v", checkpoint.identity, lambda: checkpoint, TEXTS)
+    (tmp_path / "v" / "artifact.metadata").unlink()
+    encode_to(tmp_path / "v", checkpoint.identity, lambda: checkpoint, TEXTS)
+    assert (tmp_path / "v" / "artifact.metadata").is_file()
+
+
+def test_two_encodings_into_one_folder_exclude_each_other(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
+    with writing(tmp_path / "v"), pytest.raises(UserError, match="is being written by process"):
+        encode_to(tmp_path / "v", checkpoint.identity, lambda: checkpoint, TEXTS)

@@ -99,7 +99,7 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
             raise UserError(
                 f"{folder} has {passages} passages, its collection {len(self.collection)}; pass the one it was built from"
             )
-        self.removed = frozenset(removed_pids(folder))
+        self._removed = frozenset(removed_pids(folder))
         self._ids = Ids(folder, passages)
         path = folder / METADATA_FILE
         self._metadata_lines = LineFile(path) if path.is_file() else None
@@ -172,13 +172,13 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         passages = len(self.ranker.doclens)
         if bad := [p for p in pids if not 0 <= p < passages]:
             raise UserError(f"{len(bad)} pids are not in the index (first: {bad[0]}), it has pids 0..{passages - 1}")
-        if bad := [p for p in pids if p in self.removed]:
+        if bad := [p for p in pids if p in self._removed]:
             raise UserError(f"{len(bad)} pids were removed from the index (first: {bad[0]})")
 
     def _allowed(self, where: Where, filter_fn: Any, pids: Sequence[int] | None) -> list[int]:
         """The pids that a search may return."""
         metadata = self._metadata
-        asked = (p for p in range(len(metadata)) if p not in self.removed) if pids is None else pids
+        asked = (p for p in range(len(metadata)) if p not in self._removed) if pids is None else pids
         allowed = [p for p in asked if where(metadata[p])]
         if filter_fn is not None and allowed:
             allowed = filter_fn(torch.tensor(allowed, dtype=torch.int32)).tolist()
@@ -217,6 +217,11 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
     def pids(self, ids: Iterable[str | int]) -> list[int]:
         """The pids of external ids, for the `pids` filter of a search. Raises UserError for an unknown id."""
         return self._ids.pids(ids)
+
+    @property
+    def removed(self) -> frozenset[int]:
+        """The pids whose passages were removed: no search returns them."""
+        return self._removed
 
     @cached_property
     def _metadata(self) -> list[dict[str, Any]]:

@@ -479,3 +479,108 @@ def test_search_all_goes_on_as_before(dated: Path) -> None:
     found = searcher.search_all({7: QUERIES[0], 8: QUERIES[1]}, k=5, qid_to_pids={7: [1, 2], 8: None}).todict()
     assert sorted(pid for pid, _, _ in found[7]) == [1, 2]
     assert [pid for pid, _, _ in found[8]] == searcher.search(QUERIES[1], k=5)[0]
+
+
+def test_many_small_updates_bring_the_centroids_and_files_of_one_large_update(index: Path) -> None:
+    together = Path(shutil.copytree(index, index.with_name("together")))
+    for start in range(0, len(NEW), 2):
+        update = updater(index)
+        update.add(NEW[start : start + 2])
+        update.persist_to_disk()
+    update = updater(together)
+    update.add(NEW)
+    update.persist_to_disk()
+    small, large = (read_json(folder / "metadata.json") for folder in (index, together))
+    assert small["num_partitions"] == large["num_partitions"]
+    assert small["num_partitions"] > len(torch.load(index.with_name("i") / "centroids.pt")) - 1 > 0
+    assert small["num_chunks"] == large["num_chunks"] == 1
+    assert {path.name for path in index.iterdir()} == {path.name for path in together.iterdir()}
+    assert verify(index) == []
+    whole = exhaustive(index)
+    assert set(whole.search(QUERIES[0], k=400)[0]) == set(range(360))
+    assert list(whole.collection)[300:] == NEW
+
+
+def test_the_share_of_centroids_lasts_through_any_number_of_updates(tiny_index: TinyIndex, index: Path) -> None:
+    before = read_json(index / "metadata.json")["num_partitions"]
+    for text in NEW[:30]:
+        update = updater(index)
+        update.add([text])
+        update.persist_to_disk()
+    assert read_json(index / "metadata.json")["num_partitions"] == before * 330 // 300
+
+
+@pytest.mark.parametrize("step", ["_drop_work", "_finish_swap"])
+def test_an_update_run_again_after_a_kill_in_its_swap_is_not_made_twice(
+    step: str, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make() -> list[int]:
+        update = updater(index)
+        pids = update.add(NEW[:5])
+        update.remove([1, 4])
+        update.persist_to_disk()
+        return pids
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(updating.Places, step, dies)
+        with pytest.raises(KeyboardInterrupt):
+            make()
+    assert make() == list(range(300, 305))
+    searcher = opened(index)
+    assert len(searcher.collection) == 305
+    assert searcher.removed == {1, 4}
+    assert verify(index) == []
+    assert make_again(index) == [305]  # an update that ended well may be made once more
+
+
+def make_again(index: Path) -> list[int]:
+    update = updater(index)
+    pids = update.add(NEW[:1])
+    update.persist_to_disk()
+    return pids
+
+
+def test_another_update_after_a_kill_in_a_swap_is_told_to_open_the_index_again_and_then_made(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    update = updater(index)
+    update.add(NEW[:5])
+    with monkeypatch.context() as patch:
+        patch.setattr(updating.Places, "_drop_work", dies)
+        with pytest.raises(KeyboardInterrupt):
+            update.persist_to_disk()
+    other = updater(index)
+    other.add(NEW[5:7])
+    with pytest.raises(UserError, match="open it again"):
+        other.persist_to_disk()
+    assert make_again(index) == [305]
+    assert list(opened(index).collection)[300:] == [*NEW[:5], NEW[0]]
+
+
+def test_of_two_updaters_one_is_refused_while_the_other_writes_and_told_of_its_change_afterwards(index: Path) -> None:
+    first, second = updater(index), updater(index)
+    first.add(NEW[:5])
+    second.add(NEW[5:9])
+    with first._places.writing(), pytest.raises(UserError, match=f"is being written by process {os.getpid()}"):
+        second.persist_to_disk()
+    first.persist_to_disk()
+    with pytest.raises(UserError, match="changed since it was opened"):
+        second.persist_to_disk()
+    assert list(opened(index).collection)[300:] == NEW[:5]
+
+
+def test_stored_texts_that_changed_are_refused_before_an_update(index: Path) -> None:
+    path = index / "collection.tsv"
+    path.write_bytes(path.read_bytes().replace(b"france", b"frankr", 1))
+    update = updater(index)
+    update.add(NEW[:1])
+    before = files_of(index)
+    with pytest.raises(UserError, match=r"collection\.tsv: changed"):
+        update.persist_to_disk()
+    assert files_of(index) == before

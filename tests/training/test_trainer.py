@@ -13,15 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig, convert
+from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig, convert, files
 from colbert_diffusion.errors import UserError
 from colbert_diffusion.evaluation.benchmarks import read_benchmark
 from colbert_diffusion.evaluation.exact import Cell, cell_runs, exact_run
 from colbert_diffusion.evaluation.measuring import evaluate
 from colbert_diffusion.evaluation.plaid import build_index, plaid_run
+from colbert_diffusion.locking import writing
 from colbert_diffusion.training.data import read_source
 from colbert_diffusion.training.log import read_log
 from colbert_diffusion.training.recipe import Recipe
+from colbert_diffusion.training.state import load_state, save_state, saved_step
 from colbert_diffusion.training.teacher import Teacher
 from colbert_diffusion.training.trainer import Data, draw_batches, rate_at, train
 
@@ -139,6 +141,46 @@ def test_another_run_under_the_same_name_is_refused_by_what_differs(
     pairs.write_text(pairs.read_text() + '{"query": "cat", "positive": "the cat sleeps"}\n')
     with pytest.raises(UserError, match="its data differs"):
         train(tiny_checkpoint, Data([pairs]), out, short)
+
+
+def test_a_run_is_refused_while_another_process_trains_into_the_same_folder(
+    tiny_checkpoint: Path, pairs: Path, tmp_path: Path, short: Recipe
+) -> None:
+    with writing(tmp_path / "out"), pytest.raises(UserError, match=f"is being written by process {os.getpid()}"):
+        train(tiny_checkpoint, Data([pairs]), tmp_path / "out", short)
+    assert not (tmp_path / "out.training").exists()
+
+
+def test_a_state_is_whole_on_the_disk_before_the_one_before_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = {"a": torch.nn.Parameter(torch.arange(4.0))}
+    optimizer = torch.optim.AdamW(parameters.values())
+    for step in (1, 2):
+        save_state(tmp_path, step, parameters, optimizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for step in (3, 2):  # a new one, and the same one once more
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "put_in_place", dies)
+            with pytest.raises(KeyboardInterrupt):
+                save_state(tmp_path, step, parameters, optimizer)
+        assert saved_step(tmp_path) == 2
+        load_state(tmp_path, 2, parameters, optimizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
+
+
+def test_best_weights_caught_between_two_renames_are_back_when_the_run_goes_on(
+    tiny_checkpoint: Path, pairs: Path, benchmark_folder: Path, tmp_path: Path, short: Recipe
+) -> None:
+    out = train(tiny_checkpoint, Data([pairs]), tmp_path / "out", short, dev=[benchmark_folder])
+    first = (out / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(out)
+    work = tmp_path / "out.training"
+    (work / "best").rename(work / ".best.replaced")  # where a system without an exchange of folders leaves it for a moment
+    train(tiny_checkpoint, Data([pairs]), out, short, dev=[benchmark_folder])
+    assert (out / "adapter_model.safetensors").read_bytes() == first
 
 
 def test_a_finished_run_whose_result_was_deleted_only_writes_it_again(
