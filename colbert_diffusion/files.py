@@ -8,6 +8,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -22,12 +23,25 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_WORDS = ("no space left", "disk quota", "file too large", "disk is full", "pytorchstreamwriter failed", "unexpected pos")
 NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # of a folder, on some file systems
 NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # NFS, SMB, old kernels
+ASIDE = re.compile(r"\..+\.partial")
 AT_FDCWD, RENAME_EXCHANGE, RENAME_SWAP = -100, 2, 2
 
 
 def aside_of(path: Path) -> Path:
     """Where a file or folder is written until it is whole. One name, so that what a kill leaves is used again."""
     return path.with_name(f".{path.name}.partial")
+
+
+def is_aside(path: Path) -> bool:
+    """Whether it is a file that a writer was killed over; version 0.1 put its process id into the name."""
+    return ASIDE.fullmatch(path.name) is not None and path.is_file()
+
+
+def remove_asides(folder: Path) -> None:
+    """Delete what killed writers left in a folder that nobody else writes."""
+    for path in folder.iterdir():
+        if is_aside(path):
+            path.unlink()
 
 
 @contextmanager
@@ -201,8 +215,10 @@ def needing_room(folder: Path, needed: Callable[[], int | None] = lambda: None) 
         amount = "" if count is None else f", needs about {max(1, round(count / 1e6)):,} MB"
         with suppress(OSError):
             amount += f", {shutil.disk_usage(_existing(folder)).free / 1e6:,.0f} MB are free"
+        number = getattr(error, "errno", None)
+        reason = f" ({os.strerror(number)})" if number in FULL - {errno.ENOSPC} else ""
         raise UserError(
-            f"no space left on {folder}{amount}; make room and run the same command again, it goes on ({_first_line(error)})"
+            f"no space left on {folder}{amount}; make room and run the same command again, it goes on{reason}"
         ) from error
 
 
@@ -215,10 +231,6 @@ def is_full(error: BaseException) -> bool:
             return True
         cause = cause.__cause__ or cause.__context__
     return False
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _existing(folder: Path) -> Path:

@@ -23,7 +23,8 @@ import portalocker
 from .errors import UserError
 from .progress import note
 
-PATIENCE = 1.0  # seconds until a lock counts as held: a reader may look at it for a moment
+PATIENCE = 0.25  # seconds until a lock counts as held: somebody may look at it for a moment
+TELL = 2.0  # seconds until one who waits says for whom
 POLL = 0.02
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL}
 
@@ -100,7 +101,7 @@ def _locked(target: Path, path: Path, wait: bool) -> IO[bytes]:
         waited = time.monotonic() - started
         if waited > PATIENCE and not wait:
             raise BusyError(f"{target} is being written by {_holder(path)}; let it end, or end it, then try again")
-        if waited > 2 * PATIENCE and not told:
+        if waited > TELL and not told:
             note(f"waiting for {_holder(path)}, which is writing {target}")
             told = True
         time.sleep(POLL)

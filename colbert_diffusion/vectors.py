@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from .collection import collection_fingerprint
 from .config import COLBERT_FILE, VECTORS_FILE
 from .errors import UserError
-from .files import aside_of, needing_room, read_json, write_json, written_aside
+from .files import is_aside, needing_room, read_json, remove_asides, write_json, written_aside
 from .identity import CheckpointIdentity
 from .locking import writing
 from .progress import Progress, progress_bar
@@ -28,7 +28,6 @@ FORMAT_VERSION = 1
 SHARD = 10_000  # passages; at k=16, dim=128 a shard is 41 MB
 HASH = "sha256"  # a shard's own, in its header
 REMEDY = "delete this file and run the same command again: only its passages are encoded anew"
-BEGUN = {COLBERT_FILE, *(aside_of(Path(name)).name for name in (COLBERT_FILE, VECTORS_FILE))}  # what a kill may leave first
 
 
 class DocumentEncoder(Protocol):
@@ -99,12 +98,21 @@ def claim(folder: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> N
                     f"{folder} holds vectors of another run: {name} is {there.get(name)!r}, now {value!r}; "
                     "choose another folder or delete this one"
                 )
-    elif folder.exists() and not (folder.is_dir() and all(file.name in BEGUN for file in folder.iterdir())):
+    elif folder.exists() and not (
+        folder.is_dir() and all(file.name == COLBERT_FILE or is_aside(file) for file in folder.iterdir())
+    ):
         raise UserError(f"{folder} exists and holds no vector files; choose a new or empty folder")
+    if folder.exists():
+        remove_asides(folder)
     if not (folder / COLBERT_FILE).exists():
         write_json(folder / COLBERT_FILE, identity.config.colbert_settings())
     if not path.exists():  # last: it says that the folder is begun
         write_json(path, {**about, "complete": False})
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether there is nothing but what a kill may leave before a folder is claimed."""
+    return folder.is_dir() and all(path.name == COLBERT_FILE or is_aside(path) for path in folder.iterdir())
 
 
 def encode_shards(

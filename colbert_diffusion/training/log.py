@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import written_aside
+from ..files import to_disk, written_aside
 
 SMOOTHED = 50  # curves show the mean over this fraction of a run's steps
 
@@ -23,13 +23,20 @@ class Log:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
+    def to_disk(self) -> None:
+        """What was added so far outlives a power cut; before a state is saved that says it was."""
+        to_disk(self.path)
+
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries; a last line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """The entries, up to the first line that a kill or a power cut left unfinished."""
+    entries: list[dict[str, Any]] = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    return entries
 
 
 def draw_curves(log: Path, out: Path) -> None:

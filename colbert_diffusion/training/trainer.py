@@ -237,6 +237,7 @@ class _Run:
                 note(f"step {step}: {self.measure} {', '.join(f'{name} {value:.4f}' for name, value in values.items())}")
             self._keep_best(step, values)
         if last or step % self.recipe.save_every == 0:
+            log.to_disk()
             save_state(self.work / "state", step, self.parameters, self.optimizer)
             draw_curves(log.path, self.work / "curves.png")
 

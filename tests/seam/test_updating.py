@@ -20,6 +20,7 @@ from colbert_diffusion.errors import UserError
 from colbert_diffusion.files import read_json, write_json
 from colbert_diffusion.manifest import read_manifest, verify
 from colbert_diffusion.seam import updating
+from colbert_diffusion.seam.places import Places
 
 from ..conftest import make_texts
 from .conftest import TinyIndex
@@ -525,7 +526,7 @@ def test_an_update_run_again_after_a_kill_in_its_swap_is_not_made_twice(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(updating.Places, step, dies)
+        patch.setattr(Places, step, dies)
         with pytest.raises(KeyboardInterrupt):
             make()
     assert make() == list(range(300, 305))
@@ -552,7 +553,7 @@ def test_another_update_after_a_kill_in_a_swap_is_told_to_open_the_index_again_a
     update = updater(index)
     update.add(NEW[:5])
     with monkeypatch.context() as patch:
-        patch.setattr(updating.Places, "_drop_work", dies)
+        patch.setattr(Places, "_drop_work", dies)
         with pytest.raises(KeyboardInterrupt):
             update.persist_to_disk()
     other = updater(index)
