@@ -101,9 +101,9 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         with needing_room(places.target.parent, lambda: self._bytes_left(places)), places.writing():
             died = places.interrupted()
             just_finished = places.recover() or died  # this very call's earlier try may have died in the swap
+            places.check_feasible()
             if places.target.exists() and not overwrite and not just_finished:
                 raise UserError(f"{places.target} exists{REPLACING}")
-            places.check_feasible()
             self._build(places, collection, overwrite, metadata, just_finished)
         return self.index_path
 

@@ -171,3 +171,29 @@ def test_a_release_folder_is_refused_with_the_command_to_run(root: Path) -> None
 def test_what_is_no_checkpoint_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a diffusion checkpoint"):
         build(root, tmp_path)
+
+
+def test_a_folder_of_the_users_own_is_refused_whatever_the_flag_before_anything_is_encoded(
+    root: Path, tiny_checkpoint: Path, encoded: list[str]
+) -> None:
+    (root / "data").mkdir(parents=True)
+    for name in ("collection.tsv", "passages.jsonl", "metadata.json"):
+        (root / "data" / name).write_text("the only copy")
+    for overwrite in (False, True, "resume", "force_silent_overwrite"):
+        with Run().context(RunConfig(index_root=str(root))), pytest.raises(UserError, match=r"is no index .*never replaced"):
+            Indexer(str(tiny_checkpoint), verbose=0).index("data", ["a cat"], overwrite=overwrite)
+    assert not encoded
+    assert {path.read_text() for path in (root / "data").iterdir()} == {"the only copy"}
+    assert [path.name for path in root.iterdir()] == ["data"]
+
+
+def test_a_file_of_the_users_survives_every_rebuild(root: Path, tiny_checkpoint: Path) -> None:
+    texts = ["a cat", "a dog"]
+    path = Path(build(root, tiny_checkpoint, texts))
+    (path / "notes.txt").write_text("mine")
+    (path / "collection.bak").symlink_to("gone")
+    for _ in range(2):
+        with Run().context(RunConfig(index_root=str(root))):
+            Indexer(str(tiny_checkpoint), verbose=0).index(path.name, texts, overwrite=True)
+    assert (path / "notes.txt").read_text() == "mine"
+    assert (path / "collection.bak").is_symlink()
