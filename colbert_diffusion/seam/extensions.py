@@ -17,14 +17,17 @@ ABANDONED_AFTER = 120  # seconds without a change in an extension's folder; one 
 
 
 def find_ninja() -> None:
-    """Put ninja on PATH: a virtual environment's bin is not there when its python is called by path.
+    """Put this environment's ninja first on PATH: its bin is not there when its python is called by path.
+
+    First, because another version of ninja compiles everything anew that this one has compiled, and the other way round.
 
     Raises:
         MissingPackageError: there is none.
     """
-    if shutil.which("ninja"):
-        return
     beside_python = Path(sys.executable).parent
+    found = shutil.which("ninja")
+    if found is not None and (Path(found).parent == beside_python or not (beside_python / "ninja").exists()):
+        return
     if not (beside_python / "ninja").exists():
         raise MissingPackageError("ColBERT compiles its C++ scorers with ninja, which is not installed: pip install ninja")
     os.environ["PATH"] = f"{beside_python}{os.pathsep}{os.environ.get('PATH', '')}"

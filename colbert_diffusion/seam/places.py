@@ -121,7 +121,7 @@ class Places:
         if self.work.exists() and not marker.exists():
             if not self._is_ours_to_begin():
                 raise UserError(f"{self.work} is in the way and is no unfinished index; move it elsewhere")
-        elif marker.exists() and (other := _differences(read_json(marker), build)):
+        elif marker.exists() and (other := _differences(self._marked(), build)):
             if not discard:
                 raise UserError(
                     f"{self.work} holds an unfinished index of another build ({other}); pass overwrite=True (--overwrite) "
@@ -131,6 +131,13 @@ class Places:
         if self.work.exists():
             remove_asides(self.work)
         write_json(marker, dict(build))
+
+    def _marked(self) -> dict[str, Any]:
+        """What the marker says; nothing where it is damaged (a disk that loses what it said it wrote)."""
+        try:
+            return read_json(self._marker)
+        except UserError:
+            return {}
 
     def _is_ours_to_begin(self) -> bool:
         """A work folder without a marker: one that a kill left before the marker was whole."""
@@ -218,7 +225,7 @@ class Places:
             return False
 
     def _is_swapping(self) -> bool:
-        return self._marker.is_file() and bool(read_json(self._marker).get(SWAPPING))
+        return self._marker.is_file() and bool(self._marked().get(SWAPPING))
 
     def _finish_swap(self) -> None:
         marker = read_json(self._marker)

@@ -416,3 +416,12 @@ def test_an_update_that_died_in_place_is_known_until_somebody_writes(places: Pla
     with places.writing():
         places.recover()
     assert not places.interrupted()
+
+
+def test_a_damaged_marker_is_another_builds_and_never_ends_a_command(places: Places) -> None:
+    (places.work / BUILD_FILE).write_bytes(b"\0" * 40)
+    assert not places.recover()
+    with pytest.raises(UserError, match="another build"):
+        places.claim(BUILD, discard=False)
+    places.claim(BUILD, discard=True)
+    assert json.loads((places.work / BUILD_FILE).read_text()) == BUILD
