@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .backbones.loading import load_backbone
+from .collection import as_texts
 from .config import COLBERT_FILE, VECTORS, Side
 from .encoder import Encoder
 from .errors import UserError
@@ -100,8 +101,7 @@ class DiffusionCheckpoint:
         return self.encoder.encode(documents, "passage", progress=progress)
 
     def _encode_all(self, texts: Sequence[str], side: Side, show_progress_bar: bool) -> list[Vectors]:
-        if isinstance(texts, str):
-            raise UserError(f'encode takes a list of texts, not one string; pass ["{texts[:20]}..."]')
+        texts = as_texts(texts, "queries" if side == "query" else "passages")
         with progress_bar(len(texts), f"encode {side}", show=show_progress_bar) as progress:
             return list(self.encoder.encode(texts, side, progress=progress))
 

@@ -14,6 +14,8 @@ import typer
 from .errors import UserError
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from .evaluation import Report
 
 app = typer.Typer(
@@ -25,6 +27,8 @@ app = typer.Typer(
 
 Texts = Annotated[Path, typer.Argument(help="A .tsv (pid, text), a .jsonl, or a BEIR folder.", show_default=False)]
 Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint folder or hub id; without it the small default checkpoint.")]
+Moved = Annotated[str | None, typer.Option("--checkpoint", help="Where the index's checkpoint is now, if it moved.")]
+MovedTexts = Annotated[Path | None, typer.Option("--collection", help="Where the index's texts are now, if they moved.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -121,6 +125,8 @@ def search(
     queries: Annotated[list[str] | None, typer.Argument(help="Questions.", show_default=False)] = None,
     queries_file: Annotated[Path | None, typer.Option("--queries", help="A .tsv, a .jsonl or a BEIR folder.")] = None,
     k: Annotated[int, typer.Option("-k", help="Passages per query.")] = 10,
+    checkpoint: Moved = None,
+    collection: MovedTexts = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file of the index first.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -133,7 +139,8 @@ def search(
     with _quiet(ctx):
         from .seam.searching import Searcher
 
-        searcher = Searcher(index.name, index_root=str(index.absolute().parent), verify=verify)
+        root = str(index.absolute().parent)
+        searcher = Searcher(index.name, checkpoint, collection, index_root=root, verify=verify)
         found = [(query, *searcher.search(query, k=k)) for query in asked.values()]
     for query, pids, ranks, scores in found:
         topk = [
@@ -157,12 +164,25 @@ def serve(
     cors: Annotated[list[str] | None, typer.Option(help="Origin whose pages may call the API; may be repeated.")] = None,
     allow_reload: Annotated[bool, typer.Option("--allow-reload", help="POST /api/reload opens an index anew.")] = False,
     max_k: Annotated[int, typer.Option(help="Largest k that is answered.")] = 1000,
+    checkpoint: Moved = None,
+    collection: MovedTexts = None,
+    allow_host: Annotated[list[str] | None, typer.Option(help="Name that browsers may call it by; may be repeated.")] = None,
 ) -> None:
     """Serve indexes over HTTP: /api/search for ColBERT's and DSPy's clients, a search page at /, the API at /docs."""
     with _quiet(ctx):
         from .serving.server import open_app, run
 
-        opened = open_app(indexes, token_file=token_file, cache=cache, cors=cors or (), allow_reload=allow_reload, max_k=max_k)
+        opened = open_app(
+            indexes,
+            token_file=token_file,
+            cache=cache,
+            cors=cors or (),
+            allow_reload=allow_reload,
+            max_k=max_k,
+            checkpoint=checkpoint,
+            collection=collection,
+            hosts=(host, *(allow_host or ())),
+        )
     run(opened, host, port)
 
 
@@ -354,14 +374,26 @@ def _print_table(query: str, topk: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=query, title_justify="left", title_style="bold", expand=True)
+    table = Table(title=_literal(query), title_justify="left", title_style="bold", expand=True)
     for name, justify in (("rank", "right"), ("score", "right"), ("id", "right")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("text", ratio=1)
     for row in topk:
         text = row["text"] if len(row["text"]) <= 240 else row["text"][:239] + "…"
-        table.add_row(str(row["rank"]), f"{row['score']:.3f}", row["id"], text, style=None)
+        table.add_row(str(row["rank"]), f"{row['score']:.3f}", _literal(row["id"]), _literal(text))
     Console().print(table)
+
+
+def _literal(text: str) -> "Text":
+    """As it is: no markup, and control characters shown instead of sent to the terminal."""
+    from rich.text import Text
+
+    def shown(character: str) -> str:
+        if character.isprintable() or character in "\u200c\u200d":  # the two that join and part letters
+            return character
+        return " " if character.isspace() else character.encode("unicode_escape").decode()
+
+    return Text("".join(map(shown, text)))
 
 
 def _numbers(text: str | None) -> tuple[int, ...]:

@@ -166,6 +166,39 @@ class Held(list[str]):
         return of_texts(self)
 
 
+def as_texts(texts: Any, kind: str = "passages") -> Sequence[str]:
+    """Texts in memory or on disk, from whatever holds them in an order: list, tuple, array, Series, column, generator.
+
+    The same for indexing, updating, encoding and reranking. A `Passages` or `Held` stays what it is.
+
+    Raises:
+        UserError: one text, a mapping or table (whose iteration gives keys or column names), a set, or an item that is no
+            text.
+    """
+    if isinstance(texts, Passages | Held):
+        return texts
+    name = type(texts).__name__
+    if isinstance(texts, str | bytes):
+        raise UserError(
+            f"{kind}: expected a list of texts, not one {'string' if isinstance(texts, str) else name}; pass [text]"
+        )
+    if isinstance(texts, Mapping):
+        raise UserError(f"{kind}: a {name} of ids to texts; pass list(x.values()), and keep list(x) for the ids")
+    if hasattr(texts, "columns") or hasattr(texts, "column_names"):
+        raise UserError(f'{kind}: a {name} of columns; pass its column of texts, as x["text"]')
+    if isinstance(texts, set | frozenset):
+        raise UserError(f"{kind}: a {name}, which has no order; pass sorted(x)")
+    try:
+        held = Held(texts)
+    except TypeError as error:
+        raise UserError(f"{kind}: a {name}, expected a list of texts") from error
+    for position, text in enumerate(held):
+        if not isinstance(text, str):
+            one = kind.removesuffix("s")
+            raise UserError(f"{one} {position} is {text!r:.40} of type {type(text).__name__}, expected a string")
+    return held
+
+
 def collection_fingerprint(texts: Sequence[str]) -> str:
     """The hash of the texts in their order; a collection is hashed once."""
     return texts.fingerprint if isinstance(texts, Passages | Held) else of_texts(texts)

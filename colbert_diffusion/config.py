@@ -27,6 +27,24 @@ PROJECTION_FILE = "projection.safetensors"
 HEAD_FILE = "head.safetensors"
 
 
+MOST = 2**20  # of a length, a size or a prompt; far more than any model here takes
+TOKENS = 2**24  # rows of an embedding
+NUMBERS = {
+    "k_query": (1, 2**16),
+    "k_passage": (1, 2**16),
+    "masks_query": (1, 2**16),
+    "masks_passage": (1, 2**16),
+    "query_max_length": (1, MOST),
+    "passage_max_length": (1, MOST),
+    "dim": (1, 2**16),
+    "mask_token_id": (0, TOKENS - 1),
+    "mask_position": (0, MOST),
+    "read_offset": (-1, 0),
+    "format_version": (1, 1),
+}
+OPTIONAL = {"masks_query", "masks_passage", "mask_token_id", "mask_position", "family", "revision", "dtype"}
+
+
 @dataclass(frozen=True)
 class FolderLayout:
     """A kind of folder: it is one when every file of `marks` is there."""
@@ -44,6 +62,36 @@ RELEASED = FolderLayout("released DiffRetriever checkpoint", frozenset({RELEASED
 LAYOUTS = (VECTORS, CHECKPOINT, RELEASED)
 
 
+COLBERT_FIELDS: Mapping[str, type] = {
+    "dim": int,
+    "query_maxlen": int,
+    "doc_maxlen": int,
+    "nbits": int,
+    "similarity": str,
+    "mask_punctuation": bool,
+}
+
+
+def check_colbert_file(folder: Path) -> None:
+    """A checkpoint's `artifact.metadata` decides six settings of ColBERT's; every other one, paths included, is the user's.
+
+    Raises:
+        UserError: it has other fields, or values out of their range.
+    """
+    path = folder / COLBERT_FILE
+    if not path.is_file():
+        return
+    content = read_json(path)
+    if unknown := sorted(set(content) - set(COLBERT_FIELDS)):
+        raise UserError(f"{path} has fields {unknown} that no checkpoint decides; remove them, {[*COLBERT_FIELDS]} may stay")
+
+    for name, value in content.items():
+        kind = COLBERT_FIELDS[name]
+        if type(value) is not kind or (isinstance(value, int) and kind is int and not 1 <= value <= MOST):
+            expected = f"a whole number from 1 to {MOST:,}" if kind is int else f"a {kind.__name__}"
+            raise UserError(f"{path} gives {name} {value!r:.40}, expected {expected}")
+
+
 def layout_of(folder: str | Path) -> FolderLayout | None:
     """Which of our layouts `folder` has, or None."""
     return next((layout for layout in LAYOUTS if layout.matches(Path(folder))), None)
@@ -59,7 +107,18 @@ class PromptParts:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "PromptParts":
+        if not isinstance(content, Mapping):
+            raise TypeError(f"a prompt is an object with prefix, suffix and tail, not {content!r:.40}")
         return cls(**{name: part if isinstance(part, str) else tuple(part) for name, part in content.items()})
+
+    def check(self, name: str) -> None:
+        """Raises UserError for what is neither a text nor token ids."""
+        for field_ in fields(self):
+            part = getattr(self, field_.name)
+            if isinstance(part, str) and len(part) <= MOST:
+                continue
+            if not isinstance(part, tuple) or len(part) > MOST or not all(type(i) is int and 0 <= i < TOKENS for i in part):
+                raise UserError(f"{name}: {field_.name} is {part!r:.60}, expected a text or token ids from 0 to {TOKENS - 1:,}")
 
 
 @dataclass(frozen=True)
@@ -121,9 +180,7 @@ class DiffusionConfig:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        for name in ("k_query", "k_passage", "query_max_length", "passage_max_length", "dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
+        self._check_types()
         for side in get_args(Side):
             if self.masks(side) < self.k(side) or (self.masks(side) > self.k(side) and not self.nested):
                 raise UserError(
@@ -138,6 +195,32 @@ class DiffusionConfig:
             raise UserError(f'length_bound is "{self.length_bound}", expected one of {get_args(LengthBound)}')
         if self.projection not in ("none", "pca", "learned"):
             raise UserError(f'projection is "{self.projection}", expected "none", "pca" or "learned"')
+
+    def _check_types(self) -> None:
+        """Every field is of its type and in its range, before anything is allocated by it."""
+        for name, (least, most) in NUMBERS.items():
+            value = getattr(self, name)
+            if value is None and name in OPTIONAL:
+                continue
+            if type(value) is not int or not least <= value <= most:
+                wrong = "" if type(value) is int else f" of the wrong type {type(value).__name__}"
+                raise UserError(f"{name} is {value!r:.40}{wrong}, expected at least {least}, a whole number up to {most:,}")
+        for name in ("backbone", "family", "revision", "readout", "projection", "dtype", "length_bound"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and name in OPTIONAL):
+                raise UserError(f"{name} is {value!r:.40}, expected a text")
+        if type(self.nested) is not bool:
+            raise UserError(f"nested is {self.nested!r:.40}, expected true or false")
+        for name in ("query_prompt", "passage_prompt"):
+            getattr(self, name).check(name)
+        if not isinstance(self.search, Mapping) or not isinstance(self.training, Mapping):
+            raise UserError("search and training are objects")
+        for name, value in self.search.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MOST:
+                raise UserError(f"search: {name} is {value!r:.40}, expected a number up to {MOST:,}")
+        merge = self.merge_above
+        if merge is not None and (isinstance(merge, bool) or not isinstance(merge, int | float)):
+            raise UserError(f"merge_above is {merge!r:.40}, expected a cosine above 0, up to 1, or null")
 
     def k(self, side: Side) -> int:
         """Vectors per text on this side."""
@@ -209,6 +292,7 @@ class DiffusionConfig:
         """
         folder = Path(folder)
         if CHECKPOINT.matches(folder):
+            check_colbert_file(folder)
             return cls.from_json(read_json(folder / CONFIG_FILE), source=str(folder / CONFIG_FILE))
         if RELEASED.matches(folder):
             return _from_released(folder)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from .collection import collection_fingerprint
-from .config import COLBERT_FILE, VECTORS_FILE
+from .config import COLBERT_FILE, VECTORS_FILE, check_colbert_file
 from .errors import UserError
 from .files import is_aside, needing_room, read_json, remove_asides, write_json, written_aside
 from .identity import CheckpointIdentity
@@ -187,6 +187,7 @@ class VectorFiles:
         if not (folder / VECTORS_FILE).is_file():
             raise UserError(f"{folder} holds no vector files; make them with `colbert-diffusion encode TEXTS {folder}`")
         about = read_json(folder / VECTORS_FILE)
+        check_colbert_file(folder)
         if about.get("format_version") != FORMAT_VERSION:
             version = about.get("format_version")
             raise UserError(f"{folder / VECTORS_FILE} has format_version {version}, expected {FORMAT_VERSION}")

@@ -1,11 +1,13 @@
 """LoRA adapters (PEFT) under a family's published module names, merged into the weights for inference."""
 
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,6 +20,18 @@ from ..files import read_json, write_json, written_aside
 from .family import Family
 
 PEFT_PREFIX = "base_model.model."
+MERGE = "merge the adapter into its base with PEFT first"
+MOST = 2**16  # of a rank and an alpha
+KNOWN = frozenset(  # reproduced, or without a bearing on what a given set of tensors computes
+    {"peft_type", "peft_version", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules"}
+    | {"rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform", "layers_pattern", "task_type"}
+    | {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "megatron_core", "qalora_group_size"}
+    | {"runtime_config"}
+)
+ONLY: Mapping[str, tuple[Any, ...]] = {  # fields that are seldom empty, and what of them changes nothing
+    "bias": ("none", None),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),  # others change the base's weights too
+}
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path, family: Family) -> PreTrainedModel:
@@ -33,8 +47,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path, family: Family) -> PreTr
 
 def attach_adapter(model: PreTrainedModel, folder: Path, family: Family) -> PeftModel:
     """The model with the adapter beside its weights, for further training; errors as `merge_adapter`."""
-    weights = _read_adapter(folder, family)
-    targets = sorted({name.rsplit(".lora_", 1)[0] for name in weights})
+    weights, targets = _read_adapter(folder, family)
     unknown = set(targets) - {name for name, _ in model.named_modules()}
     if unknown:
         raise UserError(
@@ -43,8 +56,12 @@ def attach_adapter(model: PreTrainedModel, folder: Path, family: Family) -> Peft
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for a renamed attribute
-        tuned: PeftModel = get_peft_model(model, _lora_config(folder, family, targets))
-    result: Any = set_peft_model_state_dict(tuned, {PEFT_PREFIX + name: tensor for name, tensor in weights.items()})
+        tuned: PeftModel = get_peft_model(model, _lora_config(folder, targets))
+    try:
+        result: Any = set_peft_model_state_dict(tuned, {PEFT_PREFIX + name: tensor for name, tensor in weights.items()})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder / ADAPTER_FILE}: its tensors have other shapes than its config says ({reason})") from error
     absent = [name for name in result.missing_keys if ".lora_" in name]
     if absent or result.unexpected_keys:
         names = sorted(absent) + sorted(result.unexpected_keys)
@@ -80,32 +97,83 @@ def save_adapter(model: PreTrainedModel, config: Mapping[str, Any], folder: Path
     write_json(folder / ADAPTER_CONFIG_FILE, config)
 
 
-def _read_adapter(folder: Path, family: Family) -> dict[str, Tensor]:
+def _read_adapter(folder: Path, family: Family) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors under native names, and the adapted modules: native name -> published name."""
     path = folder / ADAPTER_FILE
     try:
         published = load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
         raise UserError(f"{path} is missing or damaged ({error}); pickled adapters (.bin) are never loaded") from error
-    renamed = {family.rename(name.removeprefix(PEFT_PREFIX)): tensor for name, tensor in published.items()}
-    return {name: tensor for name, tensor in renamed.items() if not family.is_set_aside(name)}
+    weights: dict[str, Tensor] = {}
+    targets: dict[str, str] = {}
+    for name, tensor in published.items():
+        own = name.removeprefix(PEFT_PREFIX)
+        native = family.rename(own)
+        if family.is_set_aside(native):
+            continue
+        module, lora, _ = native.rpartition(".lora_")
+        if not lora:
+            kind = f"{path}: {own} is no LoRA matrix (a saved module, a bias or a token row)"
+            raise UserError(f"{kind}; {MERGE}")
+        weights[native] = tensor
+        targets[module] = own.rpartition(".lora_")[0]
+    return weights, targets
 
 
-def _lora_config(folder: Path, family: Family, targets: list[str]) -> LoraConfig:
-    """The published settings, with the modules that the tensors themselves name as targets."""
+def _lora_config(folder: Path, targets: Mapping[str, str]) -> LoraConfig:
+    """The published settings, with the modules that the tensors themselves name as targets.
+
+    Args:
+        targets: native name -> published name, by which the patterns are resolved as PEFT resolves them.
+    """
     published: dict[str, Any] = read_json(folder / ADAPTER_CONFIG_FILE)
+    for fault in _faults(published):
+        raise UserError(f"{folder / ADAPTER_CONFIG_FILE}: {fault}")
+
+    def resolved(pattern: str, default: float) -> dict[str, Any]:
+        given: dict[str, Any] = published.get(pattern) or {}
+        keys = {native: get_pattern_key(list(given), name) for native, name in targets.items()}
+        return {re.escape(native): given.get(key, default) for native, key in keys.items()} if given else {}
+
+    try:
+        return LoraConfig(
+            r=published["r"],
+            lora_alpha=published["lora_alpha"],
+            lora_dropout=published.get("lora_dropout") or 0.0,
+            use_rslora=published.get("use_rslora") or False,
+            use_dora=published.get("use_dora") or False,
+            target_modules=list(targets),
+            rank_pattern=resolved("rank_pattern", published["r"]),
+            alpha_pattern=resolved("alpha_pattern", published["lora_alpha"]),
+        )
+    except re.error as error:
+        raise UserError(f"{folder / ADAPTER_CONFIG_FILE}: a pattern is no regular expression ({error})") from error
+
+
+def _faults(published: Mapping[str, Any]) -> Iterator[str]:
+    """Every setting that would be reproduced otherwise than PEFT does, by name; what is off or empty changes nothing."""
     if published.get("peft_type") != "LORA":
-        raise UserError(f"{folder / ADAPTER_CONFIG_FILE}: peft_type {published.get('peft_type')} is not supported, only LORA")
+        yield f"peft_type {published.get('peft_type')!r:.40} is not supported, only LORA"
+    for name, kinds in {"r": int, "lora_alpha": (int, float)}.items():
+        yield from _out_of_range(name, published.get(name), kinds)
+    for name, kinds in {"rank_pattern": int, "alpha_pattern": (int, float)}.items():
+        patterns = published.get(name) or {}
+        if not isinstance(patterns, dict):
+            yield f"{name} is no object"
+            continue
+        for key, value in patterns.items():
+            yield from _out_of_range(f"{name}[{key!r:.40}]", value, kinds)
+    dropout = published.get("lora_dropout") or 0.0
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        yield f"lora_dropout {dropout!r:.40} is out of its range, 0 to below 1"
+    for name, allowed in ONLY.items():
+        if published.get(name) not in allowed:
+            yield f"{name}={published.get(name)!r:.60} is not reproduced exactly, only {allowed[0]!r}; {MERGE}"
+    for name, value in published.items():
+        if name not in KNOWN and name not in ONLY and value not in (None, False, "", [], {}):
+            yield f"{name}={value!r:.60} is not reproduced exactly; {MERGE}"
 
-    def renamed(pattern: str) -> dict[str, int]:
-        return {family.rename(key): value for key, value in (published.get(pattern) or {}).items()}
 
-    return LoraConfig(
-        r=published["r"],
-        lora_alpha=published["lora_alpha"],
-        lora_dropout=published.get("lora_dropout", 0.0),
-        use_rslora=published.get("use_rslora", False),
-        use_dora=published.get("use_dora", False),
-        target_modules=targets,
-        rank_pattern=renamed("rank_pattern"),
-        alpha_pattern=renamed("alpha_pattern"),
-    )
+def _out_of_range(name: str, value: object, kinds: Any) -> Iterator[str]:
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= MOST:
+        yield f"{name} {value!r:.40} is out of its range, above 0 and up to {MOST}"

@@ -45,5 +45,6 @@ BERT = Family(
         (r"^(cls\.predictions\.decoder|lm_head\.decoder|vocab_projector)\.weight$", "output"),
     ),
     head_transforms=True,
+    required=("vocab_size",),  # distilbert's other names differ; tensors' shapes are compared for all
     assumed={"is_decoder": False, "position_embedding_type": "absolute"},
 )

@@ -13,9 +13,23 @@ PublishedConfig = Mapping[str, Any]  # a backbone's config.json, as published
 Native = tuple[type[PreTrainedModel], PretrainedConfig]
 
 # Bookkeeping of the publisher's own stack; a backbone's torch_dtype never decides ours.
+# Nor does it choose what code computes attention: transformers fetches kernels from a hub by that name.
 NOT_PASSED_ON = frozenset(
     {"architectures", "auto_map", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
+    | {"attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation"}
+    | {"quantization_config", "use_kernels", "_commit_hash", "custom_pipelines"}
 )
+# Fields of a native config that decide what is allocated, and the most that any model here has by far.
+BOUNDS = {
+    "hidden_size": 2**16,
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 1024,
+    "num_key_value_heads": 1024,
+    "intermediate_size": 2**19,
+    "vocab_size": 2**22,
+    "max_position_embeddings": 2**24,
+    "head_dim": 2**12,
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,7 @@ class Family:
         head: (pattern, replacement) from native names to `heads.PredictionHead`'s.
         head_transforms: whether the head has a dense layer; without one it is the output matrix, or tied.
         shifted: whether the state before a position predicts it (models that began autoregressive).
+        required: published config fields without which the native class would fall back to its own defaults.
         assumed: published config fields the native class takes for granted, with the only value it reproduces.
         tokenizer: transformers' tokenizer class; None: AutoTokenizer decides.
         mask_token: the mask's string where the published tokenizer does not declare it.
@@ -48,6 +63,7 @@ class Family:
     head: tuple[tuple[str, str], ...] = ((r"^lm_head\.weight$", "output"),)
     head_transforms: bool = False
     shifted: bool = False
+    required: tuple[str, ...] = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
     assumed: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
     mask_token: str | None = None
@@ -66,13 +82,26 @@ class Family:
         return re.match(self.set_aside, native_name) is not None
 
     def check_assumptions(self, published: PublishedConfig) -> None:
-        """Raises UserError when a field has a value that the native class would silently compute otherwise."""
+        """Raises UserError when a field is missing or has a value that the native class would silently compute otherwise."""
+        if absent := [name for name in self.required if published.get(name) is None]:
+            raise UserError(
+                f"this backbone's config.json has no {', '.join(absent)}, which family {self.name} needs: another model "
+                "under the same model_type? It needs a family of its own in colbert_diffusion/backbones"
+            )
         for name, value in self.assumed.items():
             if name in published and published[name] != value:
                 raise UserError(
                     f"family {self.name} reproduces {name}={value!r} only, this backbone's config.json says "
                     f"{published[name]!r}; it needs a family of its own in colbert_diffusion/backbones"
                 )
+
+
+def check_bounds(config: PretrainedConfig, source: str) -> None:
+    """Raises UserError for a size that is no whole number in its range, before anything is allocated by it."""
+    for name, most in BOUNDS.items():
+        value = getattr(config, name, None)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
+            raise UserError(f"{source} gives {name} {value!r:.40}, expected a whole number from 1 to {most:,}")
 
 
 def passed_on(published: PublishedConfig, names: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -42,6 +42,7 @@ LLADA = Family(
     model_types=("llada",),
     native=native,
     renames=RENAMES,
+    required=("d_model", "embedding_size", "mlp_hidden_size", "n_layers", "n_heads"),
     assumed={
         "block_type": "llama",
         "layer_norm_type": "rms",

@@ -19,7 +19,7 @@ from ..files import read_json
 from . import find_family
 from .adapters import attach_adapter, merge_adapter
 from .backbone import Backbone
-from .family import Family, PublishedConfig
+from .family import Family, PublishedConfig, check_bounds
 from .probe import prove_attention
 
 WEIGHTS_FILE = "model.safetensors"
@@ -85,16 +85,20 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors of a published model, sharded or not; none: empty."""
     if (folder / WEIGHTS_INDEX_FILE).is_file():
         index = read_json(folder / WEIGHTS_INDEX_FILE)
-        return [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
+        names = index.get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
+            raise UserError(f"{folder / WEIGHTS_INDEX_FILE} has no weight_map of files in its own folder; download it again")
+        return [folder / name for name in sorted(set(names.values()))]
     return [folder / WEIGHTS_FILE] if (folder / WEIGHTS_FILE).is_file() else []
 
 
 def _load_model(family: Family, published: PublishedConfig, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    model_class, config = family.native(published)
+    model_class, config = _native(family, published, folder)
     config.use_cache = False
     if family.bidirectional:
         config.is_causal = False  # transformers >= 5.2 then builds bidirectional masks
     weights = _read_weights(family, folder)
+    _check_shapes(family, model_class, config, weights, folder)
     with _quiet_transformers(), torch.random.fork_rng(devices=[]):  # BERT's unused pooler is drawn at random
         loaded: Any = model_class.from_pretrained(
             None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
@@ -114,6 +118,34 @@ def _load_model(family: Family, published: PublishedConfig, folder: Path, dtype:
             if hasattr(module, "is_causal"):
                 setattr(module, "is_causal", False)  # noqa: B010 - without padding there is no mask: sdpa asks the module
     return model
+
+
+def _native(family: Family, published: PublishedConfig, folder: Path) -> Any:
+    try:
+        model_class, config = family.native(published)
+    except Exception as error:  # transformers checks types and values in many ways
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder / 'config.json'} is not that of a {family.name} model ({reason})") from error
+    check_bounds(config, str(folder / "config.json"))
+    return model_class, config
+
+
+def _check_shapes(family: Family, model_class: Any, config: Any, weights: dict[str, Tensor], folder: Path) -> None:
+    """The tensors that the config asks for are there in their shapes: told before memory is taken for any of them."""
+    try:
+        with _quiet_transformers(), torch.device("meta"), torch.random.fork_rng(devices=[]):
+            wanted = model_class(config).state_dict()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder / 'config.json'} describes no model that can be built ({reason})") from error
+    wanted = {name: tensor.shape for name, tensor in wanted.items() if not family.is_set_aside(name)}
+    missing = sorted(name for name in wanted if name not in weights)
+    other = sorted(name for name in wanted if name in weights and weights[name].shape != wanted[name])
+    unknown = sorted(set(weights) - set(wanted))
+    problems = {"missing": missing, "unknown": unknown, "of another shape": other}
+    found = [f"{len(names)} {what} (first: {names[0]})" for what, names in problems.items() if names]
+    if missing or other:
+        raise UserError(f"{folder}: tensors do not fit family {family.name}: {', '.join(found)}; is the download complete?")
 
 
 def _read_weights(family: Family, folder: Path) -> dict[str, Tensor]:

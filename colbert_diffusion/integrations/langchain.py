@@ -11,7 +11,7 @@ try:
     from langchain_core.retrievers import BaseRetriever
 except ImportError as error:
     raise MissingPackageError("the LangChain retriever needs langchain-core: pip install langchain-core") from error
-from pydantic import Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr
 
 
 class ColBERTDiffusionRetriever(BaseRetriever):
@@ -21,8 +21,14 @@ class ColBERTDiffusionRetriever(BaseRetriever):
         UserError: there is no complete index, or k is below 1.
     """
 
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
     index: Path
     """Folder of the index."""
+    checkpoint: str | None = None
+    """Where the index's checkpoint is now; None: where it was."""
+    collection: Path | None = None
+    """The file of its texts, where the index does not store them; None: where it was."""
     k: int = Field(default=10, ge=1)
     """Passages per query."""
     _searcher: Any = PrivateAttr()
@@ -33,7 +39,7 @@ class ColBERTDiffusionRetriever(BaseRetriever):
         from ..seam.searching import Searcher
 
         path = self.index.absolute()
-        self._searcher = Searcher(path.name, index_root=str(path.parent), verbose=0)
+        self._searcher = Searcher(path.name, self.checkpoint, self.collection, index_root=str(path.parent), verbose=0)
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         pids, ranks, scores = self._searcher.search(query, k=self.k)

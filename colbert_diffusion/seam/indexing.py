@@ -20,7 +20,7 @@ from colbert.infra.run import Run
 from .. import fingerprint
 from ..backbones.sources import locate
 from ..checkpoint import check_dim, default_checkpoint
-from ..collection import COLLECTION_FILE, Held, Passages, collection_fingerprint, read_collection, write_tsv
+from ..collection import COLLECTION_FILE, Passages, as_texts, collection_fingerprint, read_collection, write_tsv
 from ..config import VECTORS, DiffusionConfig
 from ..errors import MissingPackageError, UserError
 from ..files import needing_room, read_json, write_json, written_aside
@@ -244,18 +244,15 @@ def _prepare_vectors(places: Places, source: VectorFiles | CheckpointIdentity, t
 
 
 def _read(collection: str | Path | Sequence[str]) -> Sequence[str]:
-    if isinstance(collection, Collection) and isinstance(collection.data, Passages):  # of a searcher
+    if isinstance(collection, Collection):  # of a searcher
         collection = collection.data
     if isinstance(collection, str | Path):
         return read_collection(collection)
     if isinstance(collection, Passages):
         return collection
-    texts = Held(collection)
-    if not texts:
+    texts = as_texts(collection)
+    if not len(texts):
         raise UserError("the collection is empty; an index needs passages")
-    for pid, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UserError(f"passage {pid} is {text!r:.40} of type {type(text).__name__}, expected a string")
     return texts
 
 

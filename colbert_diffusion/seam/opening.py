@@ -9,17 +9,28 @@ from typing import Any
 
 from .. import manifest as manifests
 from ..backbones.sources import locate
-from ..collection import COLLECTION_FILE, Held, Passages, collection_fingerprint, read_collection
-from ..config import CHECKPOINT, RELEASED, layout_of
+from ..checkpoint import default_checkpoint
+from ..collection import COLLECTION_FILE, Passages, as_texts, collection_fingerprint, read_collection
+from ..config import CHECKPOINT, RELEASED, check_colbert_file, layout_of
 from ..errors import UserError
 from ..files import read_json
 from ..identity import identify
-from ..manifest import MANIFEST_FILE, TEXTS, read_manifest
+from ..manifest import TEXTS, read_manifest
 from ..stamps import sha256_of
 from .places import snapshot
 
 REMOVED_FILE = "deleted.json"  # {"pids": [...]}: they keep their place in the index's files, so that ids are stable
 METADATA_FILE = "passages.jsonl"  # one JSON object per pid
+NUMBERS: dict[str, tuple[float, int]] = {
+    "dim": (1, 2**16),
+    "nbits": (1, 8),
+    "query_maxlen": (1, 2**20),
+    "doc_maxlen": (1, 2**20),
+    "ncells": (1, 2**31),
+    "ndocs": (1, 2**31),
+    "centroid_score_threshold": (-2.0, 2),
+}
+OPTIONAL = {"doc_maxlen", "ncells", "ndocs", "centroid_score_threshold"}
 COUNTS = ("num_chunks", "num_partitions", "num_embeddings")
 
 
@@ -49,11 +60,26 @@ def index_metadata(folder: Path) -> dict[str, Any]:
         raise UserError(f"index {folder} {state}; build it with `colbert-diffusion index TEXTS {folder}`")
     about = read_json(path)
     config = about.get("config")
+    if isinstance(config, dict):
+        _check_config(config, path)
     if not isinstance(config, dict) or not {"checkpoint", "collection"} <= config.keys():
         raise UserError(f"{path} is damaged (no config with checkpoint and collection); restore it or rebuild the index")
     if bad := [name for name in COUNTS if not isinstance(about.get(name), int)]:
         raise UserError(f"{path} is damaged (no number for {', '.join(bad)}); restore it or rebuild the index")
     return about
+
+
+def _check_config(config: dict[str, Any], path: Path) -> None:
+    """What ColBERT obeys of an index's config is in its range; nothing in it says what is loaded how."""
+    if config.get("load_index_with_mmap"):
+        raise UserError(f"{path} asks for load_index_with_mmap, which reads from a wrong offset on torch 2.13; set it to false")
+    for name, (least, most) in NUMBERS.items():
+        value = config.get(name)
+        if value is None and name in OPTIONAL:
+            continue
+        kinds = (int, float) if name == "centroid_score_threshold" else int
+        if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
+            raise UserError(f"{path} gives {name} {value!r:.40}, expected {least} to {most:,}; restore it or rebuild the index")
 
 
 def removed_pids(folder: Path) -> list[int]:
@@ -85,22 +111,59 @@ def all_doclens(folder: Path) -> list[list[int]]:
 def checkpoint_of(folder: Path, built_with: dict[str, Any], checkpoint: str | None = None) -> str:
     """The checkpoint to encode with: the one given, else the one that the index was built with.
 
+    What an index names is believed only where it is a checkpoint of ours, which is data: ColBERT's own loader runs a
+    folder's code and unpickles from addresses. Gone, it is looked for in the default checkpoint's place.
+
     Raises:
-        UserError: it is gone, or its vectors are not those of the index; scores would look fine and mean nothing.
+        UserError: it is gone, is none of ours and not named by the caller, or its vectors are not those of the index;
+            scores would look fine and mean nothing.
     """
-    there = Path(built_with["checkpoint"])
-    if checkpoint is None and there.is_absolute() and not there.exists():
-        raise UserError(f"{folder} was built with {there}, which is gone; pass checkpoint= its new place")
-    path = built_with["checkpoint"] if checkpoint is None else str(locate(str(checkpoint)))
     expected = (read_manifest(folder) or {}).get("build", {}).get("checkpoint")
-    if expected is not None and layout_of(Path(path)) in (CHECKPOINT, RELEASED):
+    if checkpoint is None:
+        path = built_with["checkpoint"]
+        if not isinstance(path, str) or layout_of(path) is None:
+            if expected is not None and _fingerprint(default_checkpoint()) == expected:
+                return default_checkpoint()
+            state = "is no diffusion checkpoint" if isinstance(path, str) and Path(path).exists() else "is gone"
+            raise UserError(
+                f"{folder} was built with {path!s:.200}, which {state}; pass checkpoint= its new place, or one that you trust "
+                "(--checkpoint)"
+            )
+    else:
+        path = str(locate(str(checkpoint)))
+        if layout_of(path) is None:
+            check_stock_checkpoint(Path(path))
+    check_colbert_file(Path(path))
+    if expected is not None and layout_of(path) in (CHECKPOINT, RELEASED):
         fingerprint = identify(path).fingerprint
         if fingerprint != expected:
             raise UserError(
                 f"{folder} was built with a checkpoint of fingerprint {expected}, {path} has {fingerprint}; "
                 "use the checkpoint it was built with, or rebuild it"
             )
-    return str(path)
+    return path
+
+
+def _fingerprint(path: str) -> str | None:
+    try:
+        return identify(path).fingerprint
+    except UserError:  # its base is not installed
+        return None
+
+
+def check_stock_checkpoint(folder: Path) -> None:
+    """One of ColBERT's own checkpoints, which its loader opens with remote code allowed: only where there is none.
+
+    Raises:
+        UserError: no local folder with safetensors, or its configs ask for code.
+    """
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{folder} is no diffusion checkpoint, and none of ColBERT's with config.json and safetensors, all that is loaded"
+        )
+    for path in folder.glob("*.json"):
+        if "auto_map" in path.read_text(encoding="utf-8", errors="replace"):
+            raise UserError(f"{path} asks for code of its own (auto_map), which is never run; remove that field to go without")
 
 
 # Texts -------------------------------------------------------------------------------------------------------------
@@ -125,16 +188,15 @@ def open_collection(collection: Any, folder: Path) -> Any:
         raise UserError(f"{folder} keeps no copy of the list it was built from; pass collection= the same passages")
     if isinstance(collection, str | Path):
         opened = _open_path(Path(collection), folder)
-    elif isinstance(collection, list):
-        opened = Collection(data=Held(collection))
-    elif isinstance(collection, Passages):
-        opened = Collection(path=str(collection.path), data=collection)
-    else:
+    elif isinstance(collection, Collection):
         opened = collection
+    else:
+        texts = as_texts(collection)
+        opened = Collection(path=str(texts.path) if isinstance(texts, Passages) else None, data=texts)
     texts = getattr(opened, "data", opened)
     if given:
         _check_given(texts, folder)
-    elif isinstance(texts, Passages) and texts.path.absolute().parent != folder.absolute():
+    elif not isinstance(texts, Passages) or texts.path.absolute().parent != folder.absolute():
         _check_outside(texts, folder)
     return opened
 
@@ -160,17 +222,22 @@ def _recorded(folder: Path, name: str) -> str | None:
     return sha256
 
 
-def _check_outside(texts: Passages, folder: Path) -> None:
-    """The user's own file, which the index refers to: by its size and content's hash, which is kept with large files."""
+def _check_outside(texts: Any, folder: Path) -> None:
+    """The user's own file, which the index refers to: by its size and content's hash, which is kept with large files.
+
+    An index without a manifest may name any file of this machine, whose lines a server would show.
+    """
     manifest = read_manifest(folder)
-    if manifest is None:
-        return
+    if manifest is None or not isinstance(texts, Passages):
+        raise UserError(
+            f"{folder} (no index of this package's) says that its texts are outside of it; name them yourself: "
+            "collection= (--collection)"
+        )
     kept = manifest.get(TEXTS)
     if kept is not None:
         same = texts.size == kept["size"] and texts.sha256 == kept["sha256"]
-    else:  # an index of version 0.1: a file older than the index is the one it was built from
-        newer = texts.path.stat().st_mtime_ns > (folder / MANIFEST_FILE).stat().st_mtime_ns
-        same = not newer or collection_fingerprint(texts) == manifest.get("build", {}).get("collection")
+    else:  # an index of version 0.1
+        same = collection_fingerprint(texts) == manifest.get("build", {}).get("collection")
     if not same:
         raise UserError(
             f"{texts.path} changed since {folder} was built: its texts are not those of the vectors any more; "

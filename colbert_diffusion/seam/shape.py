@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import COLBERT_FILE, RELEASED, layout_of
+from ..config import COLBERT_FILE, RELEASED, check_colbert_file, layout_of
 from ..errors import UserError
 
 CHUNK = 25_000  # passages; ColBERT's (data/collection.py:78)
@@ -142,6 +142,7 @@ def unindexable(folder: Path) -> Iterator[str]:
 
 
 def check_indexable(folder: Path) -> None:
-    """Raises UserError for what `unindexable` says."""
+    """Raises UserError for what `unindexable` says, and for settings that are no checkpoint's to decide."""
+    check_colbert_file(folder)
     for reason in unindexable(folder):
         raise UserError(reason)

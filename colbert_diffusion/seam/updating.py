@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from .. import fingerprint
 from ..checkpoint import DiffusionCheckpoint, flatten
-from ..collection import COLLECTION_FILE, read_collection, write_tsv
+from ..collection import COLLECTION_FILE, as_texts, read_collection, write_tsv
 from ..errors import UserError
 from ..files import link, needing_room, read_json, remove, write_json
 from ..identity import identify
@@ -121,11 +121,7 @@ class IndexUpdater:
         Raises:
             UserError: a passage is not a string, the checkpoint is gone or not the index's, or an id is taken.
         """
-        if isinstance(passages, str):
-            raise UserError(f'add takes a list of passages, not one string; pass ["{passages[:20]}..."]')
-        for position, text in enumerate(passages):
-            if not isinstance(text, str):
-                raise UserError(f"passage {position} is {text!r:.40} of type {type(text).__name__}, expected a string")
+        passages = as_texts(passages)
         if metadata is not None and not self._has_metadata:
             raise UserError(f"{self._places.target} stores no metadata; build it with Indexer.index(..., metadata=[...])")
         lines = ["{}"] * len(passages) if metadata is None else metadata_lines(metadata, len(passages))

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
@@ -59,6 +60,7 @@ def create_app(
     token: str | None = None,
     cors: Sequence[str] = (),
     allow_reload: bool = False,
+    hosts: Sequence[str] = ("*",),
 ) -> FastAPI:
     """The application.
 
@@ -66,6 +68,7 @@ def create_app(
         token: what /api and /metrics then ask for: `Authorization: Bearer TOKEN`.
         cors: origins whose pages may call it.
         allow_reload: whether POST /api/reload is there.
+        hosts: names by which it may be called, "*" for any.
     """
 
     @asynccontextmanager
@@ -92,6 +95,8 @@ def create_app(
     app.add_exception_handler(StarletteHTTPException, _http_error)
     app.add_exception_handler(Exception, _failed)
 
+    if "*" not in hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     app.add_middleware(_Boundary, metrics=metrics)
     if cors:
         app.add_middleware(

@@ -54,17 +54,27 @@ class OpenedIndex:
 
     Args:
         models: checkpoints that are open already; one of them is used where it is the index's own, another is added.
+        checkpoint, collection: where the index's are now; None: where they were.
         observe: is told the seconds of each stage: encode (of a batch), candidates and score (of a query).
 
     Raises:
         UserError: there is no complete index, it is damaged, or its checkpoint is gone.
     """
 
-    def __init__(self, path: Path, models: Models, observe: Observe = lambda stage, seconds: None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        models: Models,
+        observe: Observe = lambda stage, seconds: None,
+        *,
+        checkpoint: str | None = None,
+        collection: Path | None = None,
+    ) -> None:
         self.path = path.absolute()
         with sharing(models), as_user_errors(path):
             # Hashing costs about as much as loading; a wrong byte would be a wrong answer long after the start.
-            self._searcher = Searcher(self.path.name, index_root=str(self.path.parent), verbose=0, verify=True)
+            root = str(self.path.parent)
+            self._searcher = Searcher(self.path.name, checkpoint, collection, index_root=root, verbose=0, verify=True)
             if isinstance(self._searcher.checkpoint, VectorCheckpoint):
                 self._searcher.checkpoint.model  # noqa: B018 - loaded now, not at the first query
         self._removed = self._searcher.removed

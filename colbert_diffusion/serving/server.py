@@ -22,6 +22,7 @@ except ImportError as error:
 
 from .service import Limits, Service
 
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 GRACE = 30  # seconds that accepted requests have to finish when the process is told to stop
 
 
@@ -33,6 +34,9 @@ def open_app(
     cors: Sequence[str] = (),
     allow_reload: bool = False,
     max_k: int = Limits.max_k,
+    checkpoint: str | None = None,
+    collection: Path | None = None,
+    hosts: Sequence[str] = (),
 ) -> FastAPI:
     """Open every index and make the application; arguments as `colbert-diffusion serve`.
 
@@ -41,10 +45,23 @@ def open_app(
     """
     if cache < 0 or max_k < 1:
         raise UserError(f"--cache {cache} --max-k {max_k}: expected at least 0 answers and 1 passage")
+    if len(indexes) > 1 and (checkpoint or collection):
+        raise UserError(f"--checkpoint and --collection belong to one index, there are {len(indexes)}; serve them one by one")
     token = None if token_file is None else _read_token(token_file)
     metrics = Metrics()
-    service = Service(indexes, Limits(max_k=max_k), cache, metrics)
-    return create_app(service, metrics, token=token, cors=cors, allow_reload=allow_reload)
+    service = Service(indexes, Limits(max_k=max_k), cache, metrics, checkpoint=checkpoint, collection=collection)
+    return create_app(service, metrics, token=token, cors=cors, allow_reload=allow_reload, hosts=_known_as(hosts, token))
+
+
+def _known_as(hosts: Sequence[str], token: str | None) -> tuple[str, ...]:
+    """The names that a request may give this server; any, where a token is asked for or it listens to other machines.
+
+    Without either, a page from anywhere could have its own name resolve to this machine and read what the server answers.
+    """
+    listening, *allowed = hosts or ("*",)
+    if token is not None or listening not in LOOPBACK:
+        return ("*",)
+    return (*LOOPBACK, *allowed)
 
 
 def run(app: FastAPI, host: str, port: int) -> None:

@@ -77,17 +77,26 @@ class Service:
     Args:
         paths: index folders; their names are the indexes' names.
         cache: answers kept, 0 for none.
+        checkpoint, collection: where an index's are now; None: where they were.
 
     Raises:
         UserError: an index cannot be opened, or two have one name.
     """
 
     def __init__(
-        self, paths: Sequence[Path], limits: Limits | None = None, cache: int = 0, observer: Observer | None = None
+        self,
+        paths: Sequence[Path],
+        limits: Limits | None = None,
+        cache: int = 0,
+        observer: Observer | None = None,
+        *,
+        checkpoint: str | None = None,
+        collection: Path | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.pending = 0
         self._observer = observer or Unobserved()
+        self._moved: dict[str, Any] = {"checkpoint": checkpoint, "collection": collection}
         self._generation = 0
         self._reloading = asyncio.Lock()
         self._models: Models = WeakValueDictionary()  # indexes of one checkpoint share it, a reloaded one too
@@ -102,10 +111,13 @@ class Service:
         for path in paths:
             if (name := path.absolute().name) in self._served:
                 raise UserError(f"two indexes are named {name}; rename one of the folders")
-            index = OpenedIndex(path, self._models, self._observer.stage)
+            index = self._open(path)
             index.warm_up()
             self._serve(name, index)
         self.default = next(iter(self._served))
+
+    def _open(self, path: Path) -> OpenedIndex:
+        return OpenedIndex(path, self._models, self._observer.stage, **self._moved)
 
     def _serve(self, name: str, index: OpenedIndex) -> None:
         self._generation += 1
@@ -190,7 +202,7 @@ class Service:
         """
         path = self._find(index).index.path
         async with self._reloading:
-            opening = partial(OpenedIndex, path, self._models, self._observer.stage)
+            opening = partial(self._open, path)
             opened = await asyncio.get_running_loop().run_in_executor(None, opening)
             await self._in_model_thread(opened.warm_up)
             self._serve(path.name, opened)
