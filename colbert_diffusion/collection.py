@@ -348,8 +348,9 @@ def _unseen(seen: set[str]) -> Parse:
 def _parse_json(number: int, line: str) -> Entry:
     try:
         entry: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON ({error.msg}); every line holds one object") from error
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and thousands of brackets
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)[:80]
+        raise UserError(f"not JSON ({reason}); every line holds one object") from error
     text = entry.get("text", entry.get("contents")) if isinstance(entry, dict) else None
     if not isinstance(text, str):
         raise UserError('no string under "text" (or "contents")')

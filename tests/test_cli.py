@@ -1,9 +1,12 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from colbert_diffusion.cli import _print_table
 
 from .conftest import HIDDEN, PARITY, make_texts
 
@@ -108,3 +111,13 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "convert" in done.stdout
+
+
+def test_a_text_is_shown_as_it_is_and_reaches_no_terminal_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "[/INST] [bold]loud[/bold] [link=file:///x]here[/link] \x1b[31mred\x1b]0;title\x07 \u202eback a\tb"
+    _print_table("[red]?", [{"rank": 1, "score": 1.0, "id": "[i]1", "text": text}])
+    shown = "".join(capsys.readouterr().out.split())
+    parts = ("[/INST]", "[bold]loud[/bold]", "[link=file:///x]here[/link]", r"\x1b[31mred\x1b]0;title\x07", r"\u202eback")
+    for part in (*parts, "[i]1", "[red]?"):
+        assert part in re.sub("[│┃]", "", shown)
+    assert "\x1b" not in shown

@@ -1,8 +1,11 @@
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from colbert_diffusion.collection import Skipped, read_collection, read_queries, write_tsv
+from colbert_diffusion import DiffusionCheckpoint, Indexer
+from colbert_diffusion.collection import Skipped, as_texts, read_collection, read_queries, write_tsv
 from colbert_diffusion.errors import UserError
 
 
@@ -76,3 +79,75 @@ def test_a_written_collection_is_read_back_line_for_line(tmp_path: Path) -> None
     texts = ["plain", "", "tab\tand\nnewline\rreturn", "naïve – 東京\u2028separator\x0b"]
     write_tsv(tmp_path / "c.tsv", texts)
     assert list(read_collection(tmp_path / "c.tsv")) == [texts[0], "", "tab and newline return", texts[3]]
+
+
+TWO = ["a cat", "a dog"]
+
+
+class Column:
+    """As a column of a Hugging Face dataset: a sequence that is no list."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, place: int) -> str:
+        return TWO[place]
+
+
+class Table(Column):
+    columns = ("id", "text")
+
+
+IN_ORDER = [
+    TWO,
+    tuple(TWO),
+    (text for text in TWO),
+    np.array(TWO),
+    np.array(TWO, dtype=object),
+    Column(),
+    dict.fromkeys(TWO).keys(),
+]
+
+
+@pytest.mark.parametrize("texts", IN_ORDER)
+def test_texts_are_taken_from_whatever_holds_them_in_an_order(texts: Any) -> None:
+    assert list(as_texts(texts)) == TWO
+
+
+@pytest.mark.parametrize(
+    ("texts", "remedy"),
+    [
+        ({"d1": "a cat"}, r"list\(x\.values\(\)\)"),
+        (Table(), r'x\["text"\]'),
+        ({"a", "b"}, "no order"),
+        ("a cat", "not one string"),
+        (b"a cat", "not one bytes"),
+        (7, "expected a list of texts"),
+        (None, "expected a list of texts"),
+        (["a", None], "passage 1 is None of type NoneType"),
+        ([{"text": "a"}], "passage 0 is {'text': 'a'} of type dict"),
+        ([float("nan")], "passage 0 is nan of type float"),
+    ],
+)
+def test_what_would_be_read_as_something_else_is_refused_everywhere(
+    texts: Any, remedy: str, tiny_checkpoint: Path, index_root: str
+) -> None:
+    checkpoint = DiffusionCheckpoint(tiny_checkpoint)
+    for use in (as_texts, checkpoint.encode_document):
+        with pytest.raises(UserError, match=remedy):
+            use(texts)
+    if not isinstance(texts, str):  # which is a path there
+        with pytest.raises(UserError, match=remedy):
+            Indexer(str(tiny_checkpoint), verbose=0).index("i", texts)
+
+
+@pytest.mark.parametrize("line", ['{"text": ' + "9" * 5000 + "}", "[" * 100_000, '{"text": "a", "n": ' + "[" * 50_000 + "}"])
+def test_json_that_no_reader_takes_is_refused_by_line_and_may_be_skipped(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"text": "a"}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"line 2: n") as caught:
+        read_collection(path)
+    assert len(str(caught.value)) < 400
+    skipped: list[Skipped] = []
+    assert list(read_collection(path, skipped)) == ["a"]
+    assert [skip.line for skip in skipped] == [2]

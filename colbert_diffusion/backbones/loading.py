@@ -76,6 +76,7 @@ def load_backbone(
 
     tokenizer_folder = checkpoint if checkpoint and any((checkpoint / f).is_file() for f in TOKENIZER_FILES) else folder
     tokenizer = _load_tokenizer(chosen, tokenizer_folder)
+    _check_vocabulary(tokenizer, model, tokenizer_folder)
     backbone = Backbone(chosen, model, tokenizer, _mask_token_id(chosen, published, tokenizer, folder), _filler_id(tokenizer))
     prove_attention(backbone)
     return backbone
@@ -190,6 +191,17 @@ def _load_tokenizer(family: Family, folder: Path) -> PreTrainedTokenizerBase:
     if family.mask_token is not None and tokenizer.mask_token is None:
         tokenizer.mask_token = family.mask_token
     return tokenizer
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Path) -> None:
+    """Raises UserError when the tokenizer has tokens that the embedding has no row for: reading one would fail later."""
+    embedding: Any = model.get_input_embeddings()
+    token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if last >= embedding.num_embeddings:
+        raise UserError(
+            f"{folder}: its tokenizer has {token!r:.40} as token {last}, the embedding {embedding.num_embeddings} rows; was a "
+            "token added without the model? Take the tokenizer that was published with these weights"
+        )
 
 
 def _mask_token_id(family: Family, published: PublishedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> int | None:

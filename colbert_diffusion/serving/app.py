@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -110,7 +111,7 @@ def create_app(
 
 
 def _api(service: Service, allow_reload: bool) -> APIRouter:
-    api = APIRouter(prefix="/api", responses=_REFUSALS)
+    api = APIRouter(prefix="/api", responses=_REFUSALS, dependencies=[Depends(_only_known_names)])
 
     async def answers(
         queries: Sequence[str], k: int, pids: Sequence[int] | None, ids: Sequence[str] | None, index: str | None
@@ -128,7 +129,7 @@ def _api(service: Service, allow_reload: bool) -> APIRouter:
     async def search(
         query: schemas.Text,
         k: schemas.K = 10,
-        pids: Annotated[list[schemas.Pid] | None, Query(description="Consider only these passages; may be repeated.")] = None,
+        pids: schemas.UrlPids = None,
         ids: Annotated[list[schemas.Text] | None, Query(description="As pids, by the collection's own ids.")] = None,
         index: schemas.IndexName = None,
     ) -> Response:
@@ -215,6 +216,15 @@ def _answer(query: str, hits: Sequence[tuple[Hit, str]]) -> dict[str, Any]:
     return {"query": query, "topk": topk}
 
 
+async def _only_known_names(request: Request) -> None:
+    """A misspelt name in a URL would be no filter, as in a body."""
+    known = {name.alias for name in request.scope["route"].dependant.query_params}
+    if unknown := sorted(set(request.query_params) - known):
+        raise HTTPException(
+            422, f"unknown in the URL: {', '.join(unknown)[:200]}; expected {', '.join(sorted(known)) or 'nothing'}"
+        )
+
+
 class _Bearer:
     """Asks for the token, compared in a time that says nothing about it."""
 
@@ -256,6 +266,8 @@ class _Boundary:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
+                if "location" in headers:  # a path here, never the host that the request gave
+                    headers["location"] = urlsplit(headers["location"])._replace(scheme="", netloc="").geturl()
             await send(message)
 
         try:

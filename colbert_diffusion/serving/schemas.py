@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
@@ -15,6 +16,21 @@ Pid = Annotated[int, Field(ge=0, lt=2**31)]
 IndexName = Annotated[Text | None, Field(description="Name of an index; default: the first.")]
 K = Annotated[int, Field(description="Passages per query.")]
 Pids = Annotated[list[Pid] | None, Field(description="Consider only these passages.")]
+
+
+def _in_a_url(values: object) -> object:
+    """pids=3&pids=4, pids=3,4 and pids=[3,4] are the same; pids= and pids=[] are no passages."""
+    if not isinstance(values, list):
+        return values
+    parts = [part.strip() for value in values for part in str(value).strip().removeprefix("[").removesuffix("]").split(",")]
+    return [part for part in parts if part]
+
+
+UrlPids = Annotated[
+    list[Pid] | None,
+    BeforeValidator(_in_a_url),
+    Query(description="Consider only these passages: repeated, or separated by commas."),
+]
 
 
 class _Request(BaseModel):

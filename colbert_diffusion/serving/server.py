@@ -1,5 +1,6 @@
 """From index folders to a listening process: opens them, binds, runs until told to stop."""
 
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,6 +86,8 @@ def run(app: FastAPI, host: str, port: int) -> None:
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     note(f"serving on http://{shown}:{listening.getsockname()[1]}")
     server = uvicorn.Server(config)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a closed terminal is like TERM, unless nohup said otherwise
+        signal.signal(signal.SIGHUP, server.handle_exit)
     server.run([listening])
 
 

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import colbert
+import numpy as np
 import pytest
 import torch
 from colbert.infra import ColBERTConfig
@@ -192,3 +194,29 @@ def test_settings_never_ask_for_more_cells_than_there_are() -> None:
     assert choose_settings(k=1000, partitions=4).ncells == 4
     assert choose_settings(k=10, partitions=4096) == SearchSettings(16, 0.3, 1024)
     assert choose_settings(k=5000, partitions=2**18).ndocs // 4 >= 5000  # a quarter is scored
+
+
+@pytest.mark.parametrize("k", [3.0, "3", None, True, float("inf"), np.float32(3)])
+def test_a_k_that_is_no_whole_number_is_refused(tiny_index: TinyIndex, k: object) -> None:
+    with pytest.raises(UserError, match=r"k is .* expected a whole number"):
+        tiny_index.searcher().search("cat", k=k)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("k", [np.int64(300), torch.tensor(300), 10**9, 2**63])
+def test_more_than_there_are_or_numpys_numbers_are_all_passages(tiny_index: TinyIndex, k: int) -> None:
+    searcher = tiny_index.searcher()
+    assert searcher.search("cat", k=k) == searcher.search("cat", k=300)
+
+
+HOLDERS = [[5, 5, 2, 2], (5, 2), {5, 2}, np.array([5, 2]), torch.tensor([2, 5]), iter([5, 2]), {5: 0, 2: 0}.keys()]
+
+
+@pytest.mark.parametrize("pids", HOLDERS)
+def test_pids_are_taken_from_whatever_holds_them_and_found_once(tiny_index: TinyIndex, pids: Any) -> None:
+    assert sorted(tiny_index.searcher().search("cat", pids=pids)[0]) == [2, 5]
+
+
+@pytest.mark.parametrize("pids", [[True, False], [2.0], ["2"], np.array([True] * 300)])
+def test_masks_and_texts_are_no_pids(tiny_index: TinyIndex, pids: Any) -> None:
+    with pytest.raises(UserError, match=r"a pid is .* expected a whole number"):
+        tiny_index.searcher().search("cat", pids=pids)

@@ -156,3 +156,44 @@ def test_other_origins_are_let_in_only_when_named(client: TestClient, make_clien
     assert open_to.get("/api/search?query=cat", headers=origin).headers["access-control-allow-origin"] == "https://a.example"
     other = open_to.get("/api/search?query=cat", headers={"Origin": "https://b.example"})
     assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_misspelt_name_in_a_url_is_refused_as_in_a_body(client: TestClient, method: str) -> None:
+    if method == "GET":
+        refused = client.get("/api/search?query=cat&pid=3")
+    else:
+        refused = client.post("/api/search?pid=3", json={"query": "cat"})
+    assert refused.status_code == 422
+    assert "unknown in the URL: pid; expected i" in refused.json()["error"]
+
+
+@pytest.mark.parametrize("asked", ["pids=3&pids=4", "pids=3,4", "pids=[3,4]", "pids=[3]&pids=4", "pids=%5B3, 4%5D"])
+def test_pids_in_a_url_are_taken_in_every_usual_form(client: TestClient, asked: str) -> None:
+    found = client.get(f"/api/search?query=cat&{asked}").json()["topk"]
+    assert {hit["pid"] for hit in found} == {3, 4}
+
+
+@pytest.mark.parametrize("asked", ["pids=", "pids=[]"])
+def test_no_pids_in_a_url_are_no_passages(client: TestClient, asked: str) -> None:
+    assert client.get(f"/api/search?query=cat&{asked}").json()["topk"] == []
+
+
+@pytest.mark.parametrize("asked", ["pids=x", "pids=3,x", "pids=-1", "pids=[[3]]", "pids=3.5", "pids=99999999999"])
+def test_what_is_no_pid_in_a_url_is_refused(client: TestClient, asked: str) -> None:
+    assert client.get(f"/api/search?query=cat&{asked}").status_code == 422
+
+
+def test_a_name_that_is_not_this_machines_is_refused_on_the_loopback_alone(make_client: MakeClient) -> None:
+    """Else a page from anywhere could have its own name resolve to this machine (DNS rebinding)."""
+    here = make_client(hosts=("127.0.0.1", "search.lan"))
+    for host, status in (("127.0.0.1:8893", 200), ("localhost", 200), ("search.lan", 200), ("evil.example", 400), ("", 400)):
+        assert here.get("/api/search?query=cat", headers={"host": host}).status_code == status, host
+    everywhere = make_client(hosts=("0.0.0.0",))
+    assert everywhere.get("/api/search?query=cat", headers={"host": "anything"}).status_code == 200
+
+
+def test_a_redirect_never_leads_to_the_host_that_the_request_gave(client: TestClient) -> None:
+    answer = client.get("/api/search/?query=cat", headers={"host": "evil.example"}, follow_redirects=False)
+    assert answer.headers.get("location", "/").startswith("/")
+    assert "evil" not in answer.headers.get("location", "")
