@@ -224,6 +224,10 @@ def evaluate(
             note(f"{benchmark.name}: {benchmark.left_out} queries without a positive judgement are left out")
         if benchmark.missing:
             note(f"{benchmark.name}: {benchmark.missing} judged passages are not in the collection and count as not found")
+        if benchmark.own:
+            note(
+                f"{benchmark.name}: {len(benchmark.own)} queries are documents too, left out of their own results as BEIR does"
+            )
         folder = out / benchmark.name if out and len(collections) > 1 else out
         if benchmark.name in seen:
             raise UserError(f"two collections are named {benchmark.name}; evaluate them one by one, each with its own --out")

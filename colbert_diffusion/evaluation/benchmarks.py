@@ -1,7 +1,7 @@
 """Reading benchmarks: BEIR folders, MS MARCO folders, `ir_datasets` ids. Knows nothing about systems or measures."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,8 @@ class Benchmark:
         qrels: grades of these queries' judged documents.
         left_out: queries without a positive judgement; they are not run and count in no mean.
         missing: judged documents that are not among the documents; they count as not found.
+        own: queries that are documents themselves under the same id, as in ArguAna and Quora: BEIR leaves a query's own
+            document out of its results. One that is judged relevant to itself is no such query.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Benchmark:
     qrels: Qrels
     left_out: int = 0
     missing: int = 0
+    own: frozenset[str] = frozenset()
 
     @property
     def document_ids(self) -> Sequence[str]:
@@ -78,7 +81,8 @@ def read_benchmark(source: str | Path, split: str | None = None) -> Benchmark:
     split = _choose_split(folder, qrels, split)
     judgements = read_qrels(folder / qrels.format(split))
     asked = read_queries(folder / queries.format(split))
-    return _assemble(folder.resolve().name, split, read_documents(folder / corpus), asked, judgements)
+    read = _assemble(folder.resolve().name, split, read_documents(folder / corpus), asked, judgements)
+    return _without_own(read) if corpus == "corpus.jsonl" else read
 
 
 def _choose_split(folder: Path, pattern: str, asked: str | None) -> str:
@@ -123,7 +127,14 @@ def _read_ir_datasets(name: str, split: str | None) -> Benchmark:
     documents = {doc.doc_id: _joined(doc) for doc in dataset.docs_iter()}
     queries = {query.query_id: _joined(query) for query in dataset.queries_iter()}
     judgements = (Judgement(j.query_id, j.doc_id, j.relevance, f"ir_datasets' {name}") for j in dataset.qrels_iter())
-    return _assemble(name, "", documents, queries, judgements)
+    read = _assemble(name, "", documents, queries, judgements)
+    return _without_own(read) if name.startswith("beir/") else read
+
+
+def _without_own(read: Benchmark) -> Benchmark:
+    """MS MARCO's numbers of queries and passages have nothing to do with one another; in BEIR equal ids mean the same text."""
+    own = frozenset(qid for qid in read.queries if qid in read.documents and read.qrels[qid].get(qid, 0) <= 0)
+    return replace(read, own=own)
 
 
 def _joined(entry: Any) -> str:

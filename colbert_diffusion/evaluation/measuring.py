@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import UserError
 from .benchmarks import Benchmark
 from .optional import need
-from .runs import Run
+from .runs import Run, without_own
 
 DEFAULT_MEASURES = "nDCG@10 RR@10 R@100 R@1000"
 RESAMPLES, SEED = 10_000, 0
@@ -65,7 +65,8 @@ def parse_measures(measures: str) -> list[Any]:
 def evaluate(benchmark: Benchmark, runs: Mapping[str, Run], measures: str = DEFAULT_MEASURES) -> Report:
     """Measure runs by system name; the first is the baseline of the others.
 
-    Each judged query counts, with 0 where a run has nothing for it; queries that are not judged do not count.
+    Each judged query counts, with 0 where a run has nothing for it; queries that are not judged do not count, nor does a
+    query's own document where BEIR leaves it out.
 
     Raises:
         UserError: as `parse_measures`, there are no runs, or one has none of the benchmark's queries.
@@ -77,7 +78,8 @@ def evaluate(benchmark: Benchmark, runs: Mapping[str, Run], measures: str = DEFA
     evaluator = ir_measures.evaluator(parsed, benchmark.qrels)
     report = Report({}, {}, [])
     for system, run in runs.items():
-        scored = {qid: dict(found) for qid, found in run.items() if qid in benchmark.queries}
+        asked = {qid: found for qid, found in run.items() if qid in benchmark.queries}
+        scored = {qid: dict(found) for qid, found in without_own(asked, benchmark.own).items()}
         if not scored:
             raise UserError(f"run {system} has none of {benchmark.name}'s {len(benchmark.queries)} judged queries")
         result = evaluator.calc(scored)

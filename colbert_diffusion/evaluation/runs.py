@@ -1,7 +1,7 @@
 """Runs: which documents a system gives for each query, in memory and as TREC files. Knows nothing about systems."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,11 @@ def best(scores: npt.NDArray[np.float32], document_ids: Sequence[str], depth: in
         kept = np.arange(len(scores))
     order = kept[np.argsort(-scores[kept], kind="stable")]
     return [(document_ids[i], float(scores[i])) for i in order]
+
+
+def without_own(run: Run, own: Collection[str], depth: int | None = None) -> Run:
+    """At most `depth` documents per query; a query's own document is none of them where BEIR leaves it out."""
+    return {qid: [hit for hit in found if qid not in own or hit[0] != qid][:depth] for qid, found in run.items()}
 
 
 def read_run(path: str | Path) -> Run:

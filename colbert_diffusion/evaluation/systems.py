@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from .bm25 import bm25_run
 from .exact import Cell, cell_runs, check_cells
 from .measuring import DEFAULT_MEASURES, RESAMPLES, SEED, Report, evaluate, parse_measures
 from .plaid import build_index, check_documents, plaid_run
-from .runs import Run, read_run, write_run
+from .runs import Run, read_run, without_own, write_run
 
 REPORT_FILE = "measures.json"
 
@@ -85,7 +85,7 @@ def measure_systems(benchmark: Benchmark, systems: Systems, out: Path | None = N
     for measure in parse_measures(systems.measures):
         if systems.depth < min(measure.params.get("cutoff", 0), len(benchmark.documents)):
             raise UserError(f"{measure} looks deeper than the {systems.depth} passages per query; raise --depth")
-    given = {path.stem: read_run(path) for path in systems.runs}
+    given = {path.stem: without_own(read_run(path), benchmark.own, systems.depth) for path in systems.runs}
     about: dict[str, Any] = {
         "benchmark": {
             "name": benchmark.name,
@@ -95,6 +95,7 @@ def measure_systems(benchmark: Benchmark, systems: Systems, out: Path | None = N
             "judgements": sum(map(len, benchmark.qrels.values())),
             "queries_left_out": benchmark.left_out,
             "judged_documents_missing": benchmark.missing,
+            "queries_without_their_own_document": len(benchmark.own),
         },
         "checkpoint": None,
         "settings": {
@@ -107,9 +108,10 @@ def measure_systems(benchmark: Benchmark, systems: Systems, out: Path | None = N
         },
     }
     made: dict[str, Run] = {}
+    depth, systems = systems.depth, replace(systems, depth=systems.depth + bool(benchmark.own))  # one of them will go
 
     def keep(name: str, run: Run) -> None:
-        made[name] = run
+        made[name] = run = without_own(run, benchmark.own, depth)
         if out is not None:  # at once: what comes next may fail, after hours
             write_run(out / f"{name}.trec", run, name)
 

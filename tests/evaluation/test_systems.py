@@ -23,10 +23,13 @@ from colbert_diffusion.evaluation import (
     exact_run,
     plaid_run,
     prefix,
+    read_benchmark,
     read_run,
 )
 from colbert_diffusion.evaluation.exact import check_cells
 from colbert_diffusion.evaluation.systems import Systems, measure_systems
+
+from .conftest import write_beir
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +211,7 @@ def test_all_systems_are_written_down_and_measure_the_same_from_their_files(
     assert written["benchmark"] | {"documents": 0} == {
         "name": "tiny", "split": "test", "documents": 0, "queries": 12, "judgements": 36, "queries_left_out": 1,
         "judged_documents_missing": 0,
+        "queries_without_their_own_document": 0,
     }  # fmt: skip
     runs = {name: read_run(tmp_path / f"{name}.trec") for name in report.means}
     assert evaluate(benchmark_, runs, "nDCG@10 R@20") == report
@@ -261,3 +265,33 @@ def test_plaid_runs_when_nothing_else_is_named() -> None:
     assert not Systems(bm25=True).runs_plaid
     assert not Systems(k_passage=(1,)).runs_plaid
     assert not Systems(runs=(Path("x"),)).runs_plaid
+
+
+@pytest.fixture
+def own_queries(tmp_path: Path) -> Path:
+    """As in ArguAna: every query is a document of the same id, and its counterpart is what should be found."""
+    documents = {
+        "a": "the red cat sleeps",
+        "b": "the red cat runs",
+        "c": "a blue river of berlin",
+        "d": "a blue river of paris",
+    }
+    queries = {name: documents[name] for name in "ac"} | {"d": documents["d"]}
+    return write_beir(tmp_path / "own", documents, queries, "a\tb\t1\nc\td\t1\nd\td\t1\n")
+
+
+def test_a_querys_own_document_is_left_out_as_beir_does_unless_it_is_judged_relevant(
+    own_queries: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    benchmark = read_benchmark(own_queries)
+    assert benchmark.own == {"a", "c"}
+    systems = Systems(str(tiny_checkpoint), bm25=True, exact=True, plaid=True, depth=1, measures="nDCG@1 R@1")
+    report, about = measure_systems(benchmark, systems, tmp_path / "out")
+    assert report.means["bm25"] == {"nDCG@1": 1.0, "R@1": 1.0}
+    assert about["benchmark"]["queries_without_their_own_document"] == 2
+    for name in ("bm25", "exact", "plaid"):
+        run = read_run(tmp_path / "out" / f"{name}.trec")
+        assert {qid: len(found) for qid, found in run.items()} == {"a": 1, "c": 1, "d": 1}
+        assert all(hit != qid for qid in ("a", "c") for hit, _ in run[qid])
+    with_own = {qid: [(qid, 9.0), (other, 1.0)] for qid, other in (("a", "b"), ("c", "d"), ("d", "c"))}
+    assert evaluate(benchmark, {"theirs": with_own}, "nDCG@10").means["theirs"]["nDCG@10"] == 1.0
