@@ -66,16 +66,25 @@ class IndexUpdater:
     Args:
         index: name (under `index_root`) or path of the index.
         checkpoint: where the index's checkpoint is now; None: where it was.
+        collection: its texts, where they moved, or where a stock ColBERT script built it; None: where they were.
 
     Raises:
         UserError: there is no complete index.
     """
 
-    def __init__(self, index: str, checkpoint: str | None = None, index_root: str | None = None, verbose: int = 1) -> None:
+    def __init__(
+        self,
+        index: str,
+        checkpoint: str | None = None,
+        index_root: str | None = None,
+        verbose: int = 1,
+        *,
+        collection: Any = None,
+    ) -> None:
         install()
         refuse_unsafe_loading()
         self._places = Places(index_folder(index, index_root))
-        self._given, self._verbose = checkpoint, verbose
+        self._given, self._given_texts, self._verbose = checkpoint, collection, verbose
         self._open(interrupted=self._places.interrupted())
 
     def _open(self, *, interrupted: bool = False) -> None:
@@ -202,7 +211,7 @@ class IndexUpdater:
     def _build_and_swap(self, update: dict[str, Any]) -> None:
         places = self._places
         places.check_feasible()
-        if changed := changed_texts(places.target):
+        if self._given_texts is None and (changed := changed_texts(places.target)):
             raise UserError(f"{changed[0]}; restore it, or rebuild the index")
         self._claim(update)
         self._build({**update, "passages": self._passages, "pids": sorted(self._removed)})
@@ -259,7 +268,8 @@ class IndexUpdater:
         write_manifest(new, {"build": build, BUILT: built, "update": update}, is_own)
 
     def _stored_texts(self) -> Sequence[str]:
-        collection = open_collection(None, self._places.target)
+        given = self._given_texts if COLLECTION_FILE not in self._manifest.get("files", {}) else None  # stored by then
+        collection = open_collection(given, self._places.target)
         texts: Sequence[str] = read_collection(collection) if isinstance(collection, str) else collection
         if len(texts) != self._passages:
             raise UserError(f"{self._config['collection']} has {len(texts)} passages, the index {self._passages}; restore it")

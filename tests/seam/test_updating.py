@@ -305,7 +305,7 @@ def test_an_index_of_a_stock_script_updates_too(tiny_checkpoint: Path, tmp_path:
     own.write_text("".join(f"{pid}\t{text}\n" for pid, text in enumerate(make_texts(50))))
     with Run().context(RunConfig(index_root=str(tmp_path), avoid_fork_if_possible=True)):
         colbert.Indexer(str(tiny_checkpoint), ColBERTConfig(nbits=2), verbose=0).index("i", str(own))
-    update = updater(tmp_path / "i")
+    update = updater(tmp_path / "i", collection=str(own))
     update.remove([3])
     update.add(NEW)
     update.persist_to_disk()
