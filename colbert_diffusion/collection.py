@@ -15,6 +15,8 @@ from .fingerprint import of_texts
 from .lines import PACKED, LineFile, unpacked
 from .lookup import Lookup
 
+TEXT_NAMES = ("text", "contents", "body")  # of BEIR, Pyserini and Elasticsearch
+ID_NAMES = ("_id", "id", "docid", "doc_id", "docno", "pid", "qid", "query_id")
 COLLECTION_FILE = "collection.tsv"  # in an index: the copy of a collection that is no TSV of its own
 
 
@@ -248,7 +250,8 @@ def read_queries(path: str | Path) -> dict[str, str]:
     Raises:
         UserError: as `read_collection`, or an id that occurs twice.
     """
-    return _by_id(_find(Path(path), "queries.jsonl"), "query", "queries")
+    path = _find(Path(path), "queries.jsonl")
+    return _by_id(path, "query", "queries", _parse_tsv_query)
 
 
 def read_documents(path: str | Path) -> Mapping[str, str]:
@@ -266,9 +269,10 @@ def read_documents(path: str | Path) -> Mapping[str, str]:
         return _by_id(path, "document", "passages")
 
 
-def _by_id(path: Path, kind: str, plural: str) -> dict[str, str]:
+def _by_id(path: Path, kind: str, plural: str, parse_tsv: Parse | None = None) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for number, (key, text) in enumerate(_entries(path, _parse_tsv if path.suffix == ".tsv" else _parse_json), 1):
+    parse = (parse_tsv or _parse_tsv) if path.suffix == ".tsv" else _parse_json
+    for number, (key, text) in enumerate(_entries(path, parse), 1):
         if key in texts:
             raise UserError(f"{path}, line {number}: {kind} id {key} occurs twice; make the ids unique")
         texts[key] = text
@@ -302,6 +306,8 @@ def _entries(path: Path, parse: Parse, skipped: list[Skipped] | None = None) -> 
 
 
 def _decode(number: int, raw: bytes) -> str:
+    if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError("UTF-16, as Excel writes it; convert it: iconv -f UTF-16 -t UTF-8")
     try:
         line = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -321,6 +327,13 @@ def _parse_tsv(number: int, line: str) -> Entry:
     if titles and not titles[0]:
         raise UserError("a trailing tab: ColBERT would read an empty title behind it; remove it")
     return Entry(key, f"{titles[0]} | {text}" if titles else text)
+
+
+def _parse_tsv_query(number: int, line: str) -> Entry:
+    """A third column of queries is an answer, a language or a date as often as anything: never part of the question."""
+    if line.count("\t") > 1:
+        raise UserError(f"{line.count(chr(9)) + 1} columns, expected two: id <tab> query; remove the others (cut -f 1,2)")
+    return _parse_tsv(number, line)
 
 
 def _parse_tsv_passage(number: int, line: str) -> Entry:
@@ -351,11 +364,24 @@ def _parse_json(number: int, line: str) -> Entry:
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and thousands of brackets
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)[:80]
         raise UserError(f"not JSON ({reason}); every line holds one object") from error
-    text = entry.get("text", entry.get("contents")) if isinstance(entry, dict) else None
+    text = next((entry[name] for name in TEXT_NAMES if name in entry), None) if isinstance(entry, dict) else None
     if not isinstance(text, str):
-        raise UserError('no string under "text" (or "contents")')
-    title = entry.get("title") or ""
-    return Entry(str(entry.get("_id", entry.get("id", number - 1))), f"{title} {text}" if title else text)
+        raise UserError(f'no string under "{TEXT_NAMES[0]}" (or {" or ".join(TEXT_NAMES[1:])})')
+    title = entry.get("title")
+    if title is not None and not isinstance(title, str):
+        raise UserError(f'"title" is {title!r:.40}, expected a string')
+    return Entry(_json_id(entry, number - 1), f"{title} {text}" if title else text)
+
+
+def _json_id(entry: Mapping[str, Any], place: int) -> str:
+    """The id under the first of the usual names, or the place in the file where there is none."""
+    for name in ID_NAMES:
+        if name in entry:
+            identifier = entry[name]
+            if isinstance(identifier, bool) or not isinstance(identifier, str | int):
+                raise UserError(f'"{name}" is {identifier!r:.40}, expected a string or a whole number')
+            return str(identifier)
+    return str(place)
 
 
 def write_tsv(path: Path, texts: Iterable[str]) -> None:

@@ -1,3 +1,5 @@
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 
 from colbert_diffusion import DiffusionCheckpoint, Indexer
-from colbert_diffusion.collection import Skipped, as_texts, read_collection, read_queries, write_tsv
+from colbert_diffusion.collection import Skipped, as_texts, read_collection, read_documents, read_queries, write_tsv
 from colbert_diffusion.errors import UserError
 
 
@@ -151,3 +153,48 @@ def test_json_that_no_reader_takes_is_refused_by_line_and_may_be_skipped(line: s
     skipped: list[Skipped] = []
     assert list(read_collection(path, skipped)) == ["a"]
     assert [skip.line for skip in skipped] == [2]
+
+
+@pytest.mark.parametrize("name", ["_id", "id", "docid", "doc_id", "docno", "pid"])
+@pytest.mark.parametrize("text", ["text", "contents", "body"])
+def test_the_usual_names_of_ids_and_texts_are_read(name: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text(json.dumps({name: "d7", text: "a cat"}) + "\n" + json.dumps({name: 8, text: "a dog", "title": None}) + "\n")
+    assert read_documents(path) == {"d7": "a cat", "8": "a dog"}
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"_id": null, "text": "a"}', '"_id" is None'),
+        ('{"_id": 1.5, "text": "a"}', '"_id" is 1.5'),
+        ('{"_id": true, "text": "a"}', '"_id" is True'),
+        ('{"_id": ["x"], "text": "a"}', '"_id" is'),
+        ('{"text": "a", "title": NaN}', '"title" is nan'),
+        ('{"text": "a", "title": ["b"]}', '"title" is'),
+        ('{"text": "a", "title": {"en": "b"}}', '"title" is'),
+        ('{"text": null}', "no string under"),
+        ('["a"]', "no string under"),
+        ('"a"', "no string under"),
+    ],
+)
+def test_what_is_no_plain_id_text_or_title_is_refused_by_line(line: str, fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"text": "good"}\n' + line + "\n")
+    for read in (read_collection, read_documents):
+        with pytest.raises(UserError, match=f"line 2: .*{re.escape(fault)}"):
+            read(path)
+
+
+def test_a_third_column_of_queries_is_never_part_of_the_question(tmp_path: Path) -> None:
+    path = tmp_path / "q.tsv"
+    path.write_text("1\twho discovered radium\tMarie Curie\n")
+    with pytest.raises(UserError, match="line 1: 3 columns, expected two"):
+        read_queries(path)
+
+
+def test_utf_16_is_named_with_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "c.tsv"
+    path.write_text("0\ta cat\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"line 1: UTF-16.*iconv"):
+        read_collection(path)
