@@ -1,7 +1,7 @@
 """Folders that version 0.1 wrote before there were locks, stamps and hashes of shards still open, resume and update.
 
 `fixtures/legacy` was written by commit 6f2c76c: a checkpoint over a random BERT, an index of a TSV, one of a JSONL file with
-metadata, one that was updated, and vector files in two shards.
+metadata, one that was updated, vector files in two shards, and a training run halfway.
 """
 
 import json
@@ -15,6 +15,9 @@ from colbert.infra import Run, RunConfig
 from colbert_diffusion import DiffusionCheckpoint, Indexer, IndexUpdater, Searcher
 from colbert_diffusion.errors import UserError
 from colbert_diffusion.seam.opening import verify
+from colbert_diffusion.training.log import read_log
+from colbert_diffusion.training.recipe import Recipe
+from colbert_diffusion.training.trainer import Data, train
 from colbert_diffusion.vectors import VectorFiles
 
 QUERY = "paris germany moon"
@@ -94,3 +97,22 @@ def test_an_old_index_is_rebuilt_in_its_place_with_what_lies_in_it_carried_over(
         Indexer(str(legacy / "checkpoint"), verbose=0).index("of-jsonl", str(legacy / "texts.jsonl"), overwrite=True)
     assert (legacy / "of-jsonl" / "notes.txt").read_text() == "mine"
     assert verify(legacy / "of-jsonl") == []
+
+
+def test_an_old_training_run_goes_on_from_its_state(legacy: Path) -> None:
+    """Saved at step 2 of 4 by the version that knew neither locks nor one swap."""
+    recipe = Recipe(
+        steps=4,
+        batch=8,
+        learning_rate=1e-3,
+        temperature=0.05,
+        query_tokens=12,
+        passage_tokens=40,
+        lora_rank=2,
+        bf16=False,
+        save_every=2,
+    )
+    out = train(legacy / "checkpoint", Data([legacy / "pairs.jsonl"]), legacy / "trained", recipe)
+    losses = [entry["losses"]["loss"] for entry in read_log(legacy / "trained.training" / "log.jsonl")]
+    np.testing.assert_allclose(losses, [2.279475, 2.032040, 2.007902, 2.251574], rtol=1e-3)  # those of one run by that version
+    assert len(DiffusionCheckpoint(out).encode_document(["paris"])) == 1

@@ -136,7 +136,7 @@ class Places:
         """What the marker says; nothing where it is damaged (a disk that loses what it said it wrote)."""
         try:
             return read_json(self._marker)
-        except UserError:
+        except (UserError, OSError):  # or gone: the writer just removed it
             return {}
 
     def _is_ours_to_begin(self) -> bool:
