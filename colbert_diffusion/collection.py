@@ -51,7 +51,8 @@ class Passages(Sequence[str]):
     def __init__(self, path: Path, sha256: str | None = None, lines: LineFile | None = None) -> None:
         self.path = path
         self._parse: Parse = _parse_tsv_passage if path.suffix == ".tsv" else _parse_json
-        self._lines = lines or LineFile(path, _Check(path, self._parse), sha256)
+        check = None if sha256 is not None else _Check(path, self._parse)  # an index's own was written as it is read
+        self._lines = lines or LineFile(path, check, sha256)
         if not len(self._lines):
             raise UserError(f"{path} has no passages")
 
