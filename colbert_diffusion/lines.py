@@ -93,10 +93,12 @@ class LineFile(Sequence[bytes]):
 
     def _count(self) -> Any:
         if self._check is None:
-            content = b"".join(_blocks(self._file.fileno()))
-            ends = np.flatnonzero(np.frombuffer(content, dtype=np.uint8) == ord("\n")) + 1
-            tail = [len(content)] if content and not content.endswith(b"\n") else []
-            return np.concatenate([[0], ends, tail]).astype(np.int64)
+            found, position = [np.zeros(1, dtype=np.int64)], 0
+            for block in _blocks(self._file.fileno()):
+                found.append(np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n")) + position + 1)
+                position += len(block)
+            ends = np.concatenate(found)
+            return ends if ends[-1] == position else np.append(ends, position)
         offsets = array("q")
         for _ in _starts(self, offsets, self._check):
             pass

@@ -98,9 +98,7 @@ def claim(folder: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> N
                     f"{folder} holds vectors of another run: {name} is {there.get(name)!r}, now {value!r}; "
                     "choose another folder or delete this one"
                 )
-    elif folder.exists() and not (
-        folder.is_dir() and all(file.name == COLBERT_FILE or is_aside(file) for file in folder.iterdir())
-    ):
+    elif folder.exists() and not _is_begun(folder):
         raise UserError(f"{folder} exists and holds no vector files; choose a new or empty folder")
     if folder.exists():
         remove_asides(folder)

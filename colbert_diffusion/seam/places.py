@@ -146,8 +146,7 @@ class Places:
     def interrupted(self) -> bool:
         """Whether the last writer died after it put the index that is there now in its place. Changes nothing."""
         signs = {left_behind(self.target) if self._lock is None else self._lock.left}
-        with suppress(UserError, OSError):
-            signs.add(read_json(self._marker).get(SWAPPING))
+        signs.add(self._marked().get(SWAPPING))
         return _sign_of(self.target) in signs - {None}
 
     # Before anything is encoded ------------------------------------------------------------------------------------
@@ -396,9 +395,8 @@ def _check_carriable(path: Path) -> None:
 
 def _carry(old: Path, new: Path) -> None:
     """Take over what is in an index's folder and not its own, unless it is there; links stay links."""
-    own = own_files(old) or set()
     for path in old.iterdir():
-        if path.name not in own and not OWN_FILE.fullmatch(path.name):
+        if not OWN_FILE.fullmatch(path.name):
             _carry_one(path, new / path.name)
 
 
