@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .backbones.backbone import Backbone
-from .backbones.loading import TOKENIZER_FILES, load_backbone
-from .backbones.sources import locate, settled
+from .backbones.loading import load_backbone
+from .backbones.sources import TOKENIZER_FILES, locate, settled
 from .checkpoint import DiffusionCheckpoint
 from .config import (
     ADAPTER_CONFIG_FILE,

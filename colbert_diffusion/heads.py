@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 from .backbones.backbone import Backbone
-from .backbones.loading import weight_files
+from .backbones.sources import weight_files
 from .config import HEAD_FILE
 from .errors import UserError
 from .files import written_aside

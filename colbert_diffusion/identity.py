@@ -1,20 +1,36 @@
 """What decides a checkpoint's vectors, known before its weights are loaded."""
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from . import fingerprint
-from .backbones.sources import locate
-from .config import CONFIG_FILE, HEAD_FILE, RELEASED_FILE, DiffusionConfig
+from .backbones import find_family
+from .backbones.adapters import DECIDING
+from .backbones.family import NOT_PASSED_ON
+from .backbones.sources import TOKENIZER_CONFIG_FILE, locate, published_config, tokenizer_files, weight_files
+from .config import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    HEAD_FILE,
+    PROJECTION_FILE,
+    RELEASED_FILE,
+    DiffusionConfig,
+)
 from .errors import UserError
+from .files import read_json
 
 DTYPES = ("float32", "bfloat16", "float16")
 UNDECIDING = frozenset({"backbone", "revision", "family", "dtype", "search", "training", "format_version"})
-WEIGHING = frozenset({".safetensors", ".json", ".txt"})
+UNDECIDING_OF_BACKBONE = NOT_PASSED_ON - {"model_type"}
+UNDECIDING_OF_TOKENIZER = frozenset({"name_or_path", "tokenizer_file", "auto_map", "chat_template"})  # prompts are the config's
+WEIGHING = frozenset({".safetensors", ".json", ".txt"})  # what version 0.1 hashed, whatever it was
 
 
 @dataclass(frozen=True)
@@ -31,18 +47,74 @@ class CheckpointIdentity:
     def fingerprint(self) -> str:
         """A hash of the content that decides the vectors: the config's deciding fields, weights, tokenizer, backbone.
 
-        Not of paths, dtype, provenance or search settings: an index may be searched from another place or device.
+        Each part counts by its role and its name in its folder: not by paths, and nothing that is not read. Not dtype,
+        provenance or search settings either: an index may be searched from another place or device.
         """
-        decides = {name: value for name, value in asdict(self.config).items() if name not in UNDECIDING}
-        folders = (self.path, self.backbone_path)
-        files = [file for folder in folders for file in folder.iterdir() if file.suffix in WEIGHING]
-        files = [file for file in files if file.name not in (CONFIG_FILE, RELEASED_FILE, HEAD_FILE)]
-        return fingerprint.of_texts([json.dumps(decides, sort_keys=True), fingerprint.of_files(files)])
+        own, base = self.path, self.backbone_path
+        model = published_config(base)
+        parts = {
+            "config": _canonical(self._deciding()),
+            "family": find_family(str(model.get("model_type")), self.config.family).name,
+            "model": _canonical(_without(model, UNDECIDING_OF_BACKBONE)),
+        }
+        for folder in [own if weight_files(own) else base]:
+            parts |= _hashed("weights", folder, weight_files(folder))
+        for folder in [own if tokenizer_files(own) else base]:
+            parts |= _hashed("tokenizer", folder, tokenizer_files(folder))
+            if (folder / TOKENIZER_CONFIG_FILE).is_file():
+                told = _without(read_json(folder / TOKENIZER_CONFIG_FILE), UNDECIDING_OF_TOKENIZER)
+                parts[f"tokenizer {TOKENIZER_CONFIG_FILE}"] = _canonical(told)
+        if (own / ADAPTER_CONFIG_FILE).is_file():
+            adapter = read_json(own / ADAPTER_CONFIG_FILE)
+            parts["adapter"] = _canonical({name: adapter[name] for name in DECIDING if adapter.get(name)})
+            parts |= _hashed("adapter", own, [own / ADAPTER_FILE])
+        if self.config.projection != "none":
+            parts |= _hashed("projection", own, [own / PROJECTION_FILE])
+        return fingerprint.of_contents(parts)
+
+    def is_named(self, recorded: object) -> bool:
+        """Whether a fingerprint that some version of this package wrote down is this checkpoint's."""
+        return recorded == self.fingerprint or any(recorded == earlier for earlier in self._earlier_fingerprints())
+
+    def current(self, record: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """A record with this checkpoint's fingerprint under `name` as this version writes it."""
+        return {**record, name: self.fingerprint} if self.is_named(record.get(name)) else dict(record)
+
+    def _earlier_fingerprints(self) -> Iterator[str]:
+        """What version 0.1 may have called it: it hashed every file of both folders, in the order of their paths then."""
+        decides = json.dumps(self._deciding(), sort_keys=True)
+        named = {CONFIG_FILE, RELEASED_FILE, HEAD_FILE}
+        own, base = (
+            sorted(file for file in folder.iterdir() if file.suffix in WEIGHING and file.name not in named)
+            for folder in (self.path, self.backbone_path)
+        )
+        read = {self.path / name for name in (ADAPTER_CONFIG_FILE, ADAPTER_FILE, PROJECTION_FILE)}
+        for folder in (self.path, self.backbone_path):
+            read |= {folder / "config.json", *weight_files(folder), *tokenizer_files(folder)}
+        for order in (sorted([*own, *base]), [*own, *base], [*base, *own]):
+            for files in (order, [file for file in order if file in read]):
+                yield fingerprint.of_texts([decides, fingerprint.of_files(files)])
+
+    def _deciding(self) -> dict[str, Any]:
+        return _without(asdict(self.config), UNDECIDING)
 
     @property
     def head_fingerprint(self) -> str:
         """A hash of the checkpoint's own prediction head, which decides words and no vectors."""
-        return fingerprint.of_files(file for file in [self.path / HEAD_FILE] if file.is_file())
+        return fingerprint.of_contents(_hashed("head", self.path, [self.path / HEAD_FILE]))
+
+
+def _hashed(role: str, folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """Role and relative name -> hash of the content, of the files that are there."""
+    return {f"{role} {file.relative_to(folder)}": fingerprint.of_file(file) for file in files if file.is_file()}
+
+
+def _without(fields: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
+
+
+def _canonical(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True)
 
 
 def identify(path: str | Path, *, device: str | torch.device | None = None, dtype: str | None = None) -> CheckpointIdentity:

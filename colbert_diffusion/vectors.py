@@ -63,7 +63,7 @@ def encode_to(
 def is_claimed_by(folder: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> bool:
     """Whether the folder holds these texts' vectors by this checkpoint, complete or not."""
     path = folder / VECTORS_FILE
-    return path.is_file() and read_json(path).items() >= _describe(identity, texts).items()
+    return path.is_file() and not _differing(path, identity, texts)
 
 
 def _describe(identity: CheckpointIdentity, texts: Sequence[str]) -> dict[str, Any]:
@@ -80,6 +80,12 @@ def _describe(identity: CheckpointIdentity, texts: Sequence[str]) -> dict[str, A
     }
 
 
+def _differing(path: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> dict[str, Any]:
+    """What a manifest says otherwise than these texts and this checkpoint, wherever its folder is."""
+    there, about = identity.current(read_json(path), "checkpoint_fingerprint"), _describe(identity, texts)
+    return {name: there.get(name) for name in about if name != "checkpoint" and there.get(name) != about[name]}
+
+
 def claim(folder: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> None:
     """Write the manifest, or check that the one there says the same.
 
@@ -91,13 +97,14 @@ def claim(folder: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> N
     about = _describe(identity, texts)
     path = folder / VECTORS_FILE
     if path.exists():
+        for name, value in _differing(path, identity, texts).items():
+            raise UserError(
+                f"{folder} holds vectors of another run: {name} is {value!r}, now {about[name]!r}; "
+                "choose another folder or delete this one"
+            )
         there = read_json(path)
-        for name, value in about.items():
-            if there.get(name) != value:
-                raise UserError(
-                    f"{folder} holds vectors of another run: {name} is {there.get(name)!r}, now {value!r}; "
-                    "choose another folder or delete this one"
-                )
+        if not there.items() >= about.items():  # the checkpoint moved, or an earlier version named it
+            write_json(path, {**there, **about})
     elif folder.exists() and not _is_begun(folder):
         raise UserError(f"{folder} exists and holds no vector files; choose a new or empty folder")
     if folder.exists():

@@ -68,18 +68,6 @@ def test_a_config_with_another_dim_is_refused_and_a_default_one_is_not(tiny_chec
         DiffusionCheckpoint(tiny_checkpoint, ColBERTConfig(dim=64))
 
 
-def test_the_fingerprint_changes_with_anything_that_changes_the_vectors(
-    checkpoint: DiffusionCheckpoint, tiny_config: DiffusionConfig, tmp_path: Path
-) -> None:
-    tiny_config.save(tmp_path / "same")
-    replace(tiny_config, passage_max_length=20).save(tmp_path / "shorter")
-    replace(tiny_config, training={"steps": 1}, search={"nbits": 4}).save(tmp_path / "annotated")
-    expected = checkpoint.identity.fingerprint
-    assert identify(tmp_path / "same").fingerprint == expected
-    assert identify(tmp_path / "annotated").fingerprint == expected
-    assert identify(tmp_path / "shorter").fingerprint != expected
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_stays_close(checkpoint: DiffusionCheckpoint, tiny_checkpoint: Path, dtype: str) -> None:
     half = DiffusionCheckpoint(tiny_checkpoint, dtype=dtype).encode_document(TEXTS)

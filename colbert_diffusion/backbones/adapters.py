@@ -28,6 +28,7 @@ KNOWN = frozenset(  # reproduced, or without a bearing on what a given set of te
     | {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "megatron_core", "qalora_group_size"}
     | {"runtime_config"}
 )
+DECIDING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")  # what is computed
 ONLY: Mapping[str, tuple[Any, ...]] = {  # fields that are seldom empty, and what of them changes nothing
     "bias": ("none", None),
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),  # others change the base's weights too

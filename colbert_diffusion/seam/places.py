@@ -42,6 +42,7 @@ PATIENCE = 30.0  # seconds a reader goes on when an index is replaced again and 
 GAP = 0.01  # seconds until a missing index is looked for again: it may be between two renames
 
 T = TypeVar("T")
+Renew = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 class Places:
@@ -108,11 +109,12 @@ class Places:
     def _locked(self) -> Any:
         return nullcontext() if self._lock is not None else self.writing()
 
-    def claim(self, build: Mapping[str, Any], *, discard: bool) -> None:
+    def claim(self, build: Mapping[str, Any], *, discard: bool, renewed: Renew = dict) -> None:
         """Take the work folder for this build: go on with what is there if it is the same build.
 
         Args:
             discard: drop the unfinished index of another build (its vectors stay as long as they fit).
+            renewed: gives a build as an earlier version wrote it down in this one's words.
 
         Raises:
             UserError: the folder is not ours, or holds another build and `discard` is False.
@@ -121,7 +123,7 @@ class Places:
         if self.work.exists() and not marker.exists():
             if not self._is_ours_to_begin():
                 raise UserError(f"{self.work} is in the way and is no unfinished index; move it elsewhere")
-        elif marker.exists() and (other := _differences(self._marked(), build)):
+        elif marker.exists() and (other := _differences(renewed(self._marked()), build)):
             if not discard:
                 raise UserError(
                     f"{self.work} holds an unfinished index of another build ({other}); pass overwrite=True (--overwrite) "

@@ -9,7 +9,7 @@ from typing import Any
 from .. import fingerprint
 from ..errors import UserError
 from ..files import needing_room, read_json, remove, write_json, written_aside
-from ..identity import identify
+from ..identity import CheckpointIdentity, identify
 from ..locking import writing
 from ..progress import note, progress_bar
 from .data import Example
@@ -59,8 +59,9 @@ def mine(
         raise UserError(f"{len(passages)} different positives: a negative is another query's positive, give at least 2")
     if negatives < 1 or skip_top < 0 or depth <= skip_top:
         raise UserError(f"negatives={negatives}, depth={depth}, skip_top={skip_top}: expected 1 or more, 0 <= skip_top < depth")
+    identity = identify(checkpoint)
     about = {
-        "checkpoint": identify(checkpoint).fingerprint,
+        "checkpoint": identity.fingerprint,
         "examples": fingerprint.of_texts(text for e in examples for text in (e.query, e.passages[0])),
         "negatives": negatives,
         "depth": depth,
@@ -68,11 +69,11 @@ def mine(
         "positive_share": POSITIVE_SHARE,
     }
     with needing_room(folder), writing(folder):
-        return _mine(checkpoint, examples, passages, folder, about, show_progress_bar)
+        return _mine(identity, examples, passages, folder, about, show_progress_bar)
 
 
 def _mine(
-    checkpoint: str,
+    identity: CheckpointIdentity,
     examples: Sequence[Example],
     passages: Sequence[str],
     folder: Path,
@@ -82,9 +83,9 @@ def _mine(
     negatives, depth, skip_top = about["negatives"], about["depth"], about["skip_top"]
     own = _own_pids(examples, passages)
     mined = folder / MINED_FILE
-    if _claim(folder, about) and mined.is_file():
+    if _claim(folder, identity, about) and mined.is_file():
         return mined
-    searcher = _searcher(checkpoint, passages, folder)
+    searcher = _searcher(str(identity.path), passages, folder)
     written = 0
     with (
         written_aside(mined) as aside,
@@ -104,10 +105,10 @@ def _mine(
     return mined
 
 
-def _claim(folder: Path, about: dict[str, Any]) -> bool:
+def _claim(folder: Path, identity: CheckpointIdentity, about: dict[str, Any]) -> bool:
     """Take the folder for this mining. Returns whether it was of the same; what it held of another is removed."""
     manifest = folder / MANIFEST_FILE
-    there = read_json(manifest) if manifest.is_file() else about
+    there = identity.current(read_json(manifest), "checkpoint") if manifest.is_file() else about
     if there != about:
         (folder / MINED_FILE).unlink(missing_ok=True)
         if any(there.get(name) != about[name] for name in ("checkpoint", "examples")):

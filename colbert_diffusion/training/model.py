@@ -14,8 +14,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..backbones.adapters import new_adapter, save_adapter
 from ..backbones.backbone import Backbone
-from ..backbones.loading import TOKENIZER_FILES, WEIGHTS_FILE, load_backbone
-from ..backbones.sources import settled
+from ..backbones.loading import load_backbone
+from ..backbones.sources import TOKENIZER_FILES, WEIGHTS_FILE, settled
 from ..config import ADAPTER_CONFIG_FILE, HEAD_FILE, DiffusionConfig, Side
 from ..encoder import Encoder
 from ..errors import UserError

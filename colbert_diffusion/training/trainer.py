@@ -196,7 +196,9 @@ class _Run:
         if self.accelerator.is_main_process:
             restore(self.work / "best")
         if path.exists():
-            there = read_json(path)
+            there = self.model.start.current(read_json(path), "start_fingerprint")
+            if self.step.teacher is not None:
+                there = self.step.teacher.identity.current(there, "teacher_fingerprint")
             differs = [name for name, value in _plain(self.about).items() if there.get(name) != value]
             if differs:
                 raise UserError(
