@@ -71,6 +71,11 @@ def other_weight(file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
+def weights_of_its_own(folder: Path) -> None:
+    shutil.copy(folder / "base" / "model.safetensors", folder)
+    other_weight(folder / "model.safetensors")
+
+
 def in_a_subfolder(base: Path) -> None:
     """The same weights as transformers reads them from a sharded folder of folders."""
     (base / "shards").mkdir()
@@ -87,9 +92,7 @@ READ: dict[str, Callable[[Path], object]] = {
     "a vocabulary": lambda folder: (folder / "base" / "tokenizer.model").write_bytes(b"other pieces"),
     "the tokenizer's settings": lambda folder: edit_json(folder / "base" / "tokenizer_config.json", do_lower_case=False),
     "a tokenizer of its own": lambda folder: shutil.copy(folder / "base" / "vocab.txt", folder),
-    "weights of its own": lambda folder: other_weight(
-        shutil.copy(folder / "base" / "model.safetensors", folder / "model.safetensors")
-    ),
+    "weights of its own": weights_of_its_own,
     "the prompt's length": lambda folder: replace(DiffusionConfig.load(folder), passage_max_length=20).save(folder),
 }
 
