@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
+from . import forking as forking  # registers what a fork needs
+
 if TYPE_CHECKING:
     from .checkpoint import DiffusionCheckpoint as DiffusionCheckpoint
     from .checkpoint import default_checkpoint as default_checkpoint

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..config import layout_of
 from ..errors import UserError
+from ..forking import settle_child
 from .worker import encode
 
 COLBERT_VERSION = "0.2.22"
@@ -62,6 +63,7 @@ def install() -> None:
             bound = _factory(original, searches=module_name == "colbert.searcher")
         setattr(importlib.import_module(module_name), name, bound)
     _originals.update(originals)
+    settle_child()  # importing ColBERT has just set TOKENIZERS_PARALLELISM
 
 
 def _parameters(original: Any) -> tuple[str, ...]:
