@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from .checks import is_number
 from .errors import UserError
 from .files import read_json, write_json
 
@@ -87,7 +88,7 @@ def check_colbert_file(folder: Path) -> None:
 
     for name, value in content.items():
         kind = COLBERT_FIELDS[name]
-        if type(value) is not kind or (isinstance(value, int) and kind is int and not 1 <= value <= MOST):
+        if type(value) is not kind or (kind is int and not is_number(value, 1, MOST, whole=True)):
             expected = f"a whole number from 1 to {MOST:,}" if kind is int else f"a {kind.__name__}"
             raise UserError(f"{path} gives {name} {value!r:.40}, expected {expected}")
 
@@ -187,8 +188,9 @@ class DiffusionConfig:
                     f"k_{side} is {self.k(side)}, masks_{side} {self.masks(side)}: fewer vectors than masks need a nested "
                     "checkpoint, more are not there"
                 )
-        if self.merge_above is not None and not 0 < self.merge_above <= 1:
-            raise UserError(f"merge_above is {self.merge_above}, expected a cosine above 0, up to 1, or null")
+        merge = self.merge_above
+        if merge is not None and (not is_number(merge, 0, 1) or merge == 0):
+            raise UserError(f"merge_above is {merge!r:.40}, expected a cosine above 0, up to 1, or null")
         if self.read_offset not in (0, -1):
             raise UserError(f"read_offset is {self.read_offset}, expected 0 (the masked positions) or -1")
         if self.length_bound not in get_args(LengthBound):
@@ -202,7 +204,7 @@ class DiffusionConfig:
             value = getattr(self, name)
             if value is None and name in OPTIONAL:
                 continue
-            if type(value) is not int or not least <= value <= most:
+            if not is_number(value, least, most, whole=True):
                 wrong = "" if type(value) is int else f" of the wrong type {type(value).__name__}"
                 raise UserError(f"{name} is {value!r:.40}{wrong}, expected at least {least}, a whole number up to {most:,}")
         for name in ("backbone", "family", "revision", "readout", "projection", "dtype", "length_bound"):
@@ -216,11 +218,8 @@ class DiffusionConfig:
         if not isinstance(self.search, Mapping) or not isinstance(self.training, Mapping):
             raise UserError("search and training are objects")
         for name, value in self.search.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MOST:
+            if not is_number(value, -MOST, MOST):
                 raise UserError(f"search: {name} is {value!r:.40}, expected a number up to {MOST:,}")
-        merge = self.merge_above
-        if merge is not None and (isinstance(merge, bool) or not isinstance(merge, int | float)):
-            raise UserError(f"merge_above is {merge!r:.40}, expected a cosine above 0, up to 1, or null")
 
     def k(self, side: Side) -> int:
         """Vectors per text on this side."""

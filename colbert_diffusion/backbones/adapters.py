@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Linear
 from transformers import PreTrainedModel
 
+from ..checks import is_number
 from ..config import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from ..errors import UserError
 from ..files import read_json, write_json, written_aside
@@ -155,17 +156,17 @@ def _faults(published: Mapping[str, Any]) -> Iterator[str]:
     """Every setting that would be reproduced otherwise than PEFT does, by name; what is off or empty changes nothing."""
     if published.get("peft_type") != "LORA":
         yield f"peft_type {published.get('peft_type')!r:.40} is not supported, only LORA"
-    for name, kinds in {"r": int, "lora_alpha": (int, float)}.items():
-        yield from _out_of_range(name, published.get(name), kinds)
-    for name, kinds in {"rank_pattern": int, "alpha_pattern": (int, float)}.items():
+    for name, whole in {"r": True, "lora_alpha": False}.items():
+        yield from _out_of_range(name, published.get(name), whole)
+    for name, whole in {"rank_pattern": True, "alpha_pattern": False}.items():
         patterns = published.get(name) or {}
         if not isinstance(patterns, dict):
             yield f"{name} is no object"
             continue
         for key, value in patterns.items():
-            yield from _out_of_range(f"{name}[{key!r:.40}]", value, kinds)
+            yield from _out_of_range(f"{name}[{key!r:.40}]", value, whole)
     dropout = published.get("lora_dropout") or 0.0
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+    if not is_number(dropout, 0, 1) or dropout == 1:
         yield f"lora_dropout {dropout!r:.40} is out of its range, 0 to below 1"
     for name, allowed in ONLY.items():
         if published.get(name) not in allowed:
@@ -175,6 +176,6 @@ def _faults(published: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}={value!r:.60} is not reproduced exactly; {MERGE}"
 
 
-def _out_of_range(name: str, value: object, kinds: Any) -> Iterator[str]:
-    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= MOST:
+def _out_of_range(name: str, value: object, whole: bool) -> Iterator[str]:
+    if not is_number(value, 0, MOST, whole=whole) or value == 0:
         yield f"{name} {value!r:.40} is out of its range, above 0 and up to {MOST}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..checks import is_number
 from ..errors import UserError
 
 PublishedConfig = Mapping[str, Any]  # a backbone's config.json, as published
@@ -100,7 +101,7 @@ def check_bounds(config: PretrainedConfig, source: str) -> None:
     """Raises UserError for a size that is no whole number in its range, before anything is allocated by it."""
     for name, most in BOUNDS.items():
         value = getattr(config, name, None)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
+        if value is not None and not is_number(value, 1, most, whole=True):
             raise UserError(f"{source} gives {name} {value!r:.40}, expected a whole number from 1 to {most:,}")
 
 

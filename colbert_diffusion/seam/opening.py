@@ -10,6 +10,7 @@ from typing import Any
 from .. import manifest as manifests
 from ..backbones.sources import locate
 from ..checkpoint import default_checkpoint
+from ..checks import is_number
 from ..collection import COLLECTION_FILE, Passages, as_texts, collection_fingerprint, read_collection
 from ..config import CHECKPOINT, RELEASED, check_colbert_file, layout_of
 from ..errors import UserError
@@ -77,8 +78,7 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
         value = config.get(name)
         if value is None and name in OPTIONAL:
             continue
-        kinds = (int, float) if name == "centroid_score_threshold" else int
-        if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
+        if not is_number(value, least, most, whole=name != "centroid_score_threshold"):
             raise UserError(f"{path} gives {name} {value!r:.40}, expected {least} to {most:,}; restore it or rebuild the index")
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import operator
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from colbert.infra.run import Run
 from torch import Tensor
 
 from ..checkpoint import sharing_at_least
+from ..checks import whole_number, whole_numbers
 from ..errors import UserError
 from ..ids import Ids
 from ..lines import LineFile
@@ -147,7 +147,7 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         if k < 1:
             raise UserError(f"k is {k}, expected at least 1")
         if pids is not None:
-            pids = list(dict.fromkeys(whole_number("a pid", pid) for pid in as_list(pids)))
+            pids = list(dict.fromkeys(whole_numbers("pid", pids)))
             self._check_pids(pids)
         config = copy.copy(self.config)  # shallow: ColBERT's own copies would copy the collection
         for name, value in (choose_settings(k, len(self.ranker.codec.centroids))._asdict() | self._explicit).items():
@@ -212,7 +212,7 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         Raises:
             UserError: a pid that the index does not have.
         """
-        pids = [whole_number("a pid", pid) for pid in as_list(pids)]
+        pids = whole_numbers("pid", pids)
         passages = len(self.ranker.doclens)
         if bad := [p for p in pids if not 0 <= p < passages]:
             raise UserError(f"{len(bad)} pids are not in the index (first: {bad[0]}), it has pids 0..{passages - 1}")
@@ -236,21 +236,6 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         if len(lines) != len(self.ranker.doclens):
             raise UserError(f"{lines.path} has {len(lines)} entries for {len(self.ranker.doclens)} passages; rebuild the index")
         return [json.loads(line) for line in lines]
-
-
-def as_list(values: Any) -> list[Any]:
-    """Any iterable of numbers, numpy's and torch's arrays as well."""
-    return list(values.tolist() if hasattr(values, "tolist") else values)
-
-
-def whole_number(name: str, value: Any) -> int:
-    """Raises UserError for what is no whole number: a text, a float, a mask's True."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise UserError(f"{name} is {value!r:.40} of type {type(value).__name__}, expected a whole number")
 
 
 def _all(candidates: Tensor) -> Tensor:

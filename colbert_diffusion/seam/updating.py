@@ -1,6 +1,5 @@
 """Adding passages to an index and removing some: the updated index grows beside the old one and takes its place."""
 
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.nn.functional import normalize
 
 from .. import fingerprint
 from ..checkpoint import DiffusionCheckpoint, flatten
+from ..checks import whole_numbers
 from ..collection import COLLECTION_FILE, as_texts, read_collection, write_tsv
 from ..errors import UserError
 from ..files import link, needing_room, read_json, remove, write_json
@@ -161,10 +161,7 @@ class IndexUpdater:
         Raises:
             UserError: a pid that is not in the index, or already removed; then none of them is.
         """
-        try:
-            wanted = {operator.index(pid) for pid in pids}
-        except TypeError as error:
-            raise UserError(f"pids are whole numbers ({error})") from error
+        wanted = set(whole_numbers("pid", pids))
         passages = self._passages + len(self._added)
         if bad := sorted(pid for pid in wanted if not 0 <= pid < passages):
             raise UserError(f"{len(bad)} pids are not in the index (first: {bad[0]}), it has pids 0..{passages - 1}")

@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import itertools
 import json
-import math
 import os
 import random
 import re
@@ -18,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from ..checks import is_number
 from ..collection import read_collection
 from ..errors import UserError
 
@@ -125,12 +125,8 @@ def _check(example: Example) -> None:
         return
     if len(example.scores) != len(example.passages):
         raise UserError(f"{len(example.scores)} scores for {len(example.passages)} passages; give one for each")
-    if not all(_is_number(score) for score in example.scores):
+    if not all(is_number(score) for score in example.scores):
         raise UserError("a score is no finite number")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _parse_columns(line: str) -> Example:
@@ -200,8 +196,8 @@ class _Triples:
         pids, scores = zip(*entries, strict=True)
         return Example(self.queries[str(qid)], tuple(map(self._passage, pids)), scores)
 
-    def _passage(self, pid: object) -> str:
-        if not isinstance(pid, int) or isinstance(pid, bool) or not 0 <= pid < len(self.passages):
+    def _passage(self, pid: Any) -> str:
+        if not is_number(pid, 0, len(self.passages) - 1, whole=True):
             raise UserError(f"pid {pid!r:.40} is not in the collection, which has pids 0..{len(self.passages) - 1}")
         return self.passages[pid]
 
