@@ -3,20 +3,22 @@
 Every fault is one line with file and line number, raised before any work is done on the texts.
 """
 
-import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 from .errors import UserError
+from .files import parse_json
 from .fingerprint import of_texts
-from .lines import PACKED, LineFile, unpacked
+from .lines import BOM, PACKED, LineFile, decode, found, raw_lines, unpacked
 from .lookup import Lookup
 
-TEXT_NAMES = ("text", "contents", "body")  # of BEIR, Pyserini and Elasticsearch
-ID_NAMES = ("_id", "id", "docid", "doc_id", "docno", "pid", "qid", "query_id")
+TEXT_NAMES = ("text", "contents", "body", "passage")  # of BEIR, Pyserini, Elasticsearch and MS MARCO's second version
+QUERY_NAMES = ("text", "query", "question")  # of BEIR, Tevatron and LoTTE
+ID_NAMES = ("_id", "id", "pid", "docid", "doc_id", "docno", "qid", "query_id")  # a passage's before its document's
+HEADINGS = frozenset({*TEXT_NAMES, *QUERY_NAMES, *ID_NAMES, "title"})  # of a header line's columns
 COLLECTION_FILE = "collection.tsv"  # in an index: the copy of a collection that is no TSV of its own
 
 
@@ -31,6 +33,7 @@ class Skipped(NamedTuple):
 class Entry(NamedTuple):
     key: str
     text: str
+    has_id: bool = True  # its own, not its place in the file
 
 
 Parse = Callable[[int, str], Entry]  # (line number from 1, line) -> entry; raises UserError with the reason alone
@@ -79,7 +82,7 @@ class Passages(Sequence[str]):
         return self._entry(index % len(self) if -len(self) <= index < len(self) else index).text
 
     def _entry(self, pid: int) -> Entry:
-        return self._parse(pid + 1, self._lines[pid].decode("utf-8"))
+        return self._parse(pid + 1, decode(pid + 1, self._lines[pid]))
 
     def __iter__(self) -> Iterator[str]:
         return (entry.text for entry in self._entries())
@@ -93,7 +96,7 @@ class Passages(Sequence[str]):
         return (entry.key for entry in self._entries())
 
     def _entries(self) -> Iterator[Entry]:
-        return (self._parse(number, line.decode("utf-8")) for number, line in enumerate(self._lines, 1))
+        return (self._parse(number, decode(number, line)) for number, line in enumerate(self._lines, 1))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Passages, (self.path, None, self._lines)
@@ -207,18 +210,84 @@ def collection_fingerprint(texts: Sequence[str]) -> str:
     return texts.fingerprint if isinstance(texts, Passages | Held) else of_texts(texts)
 
 
-@dataclass(frozen=True)
 class _Check:
-    """Says what is wrong with a line, with the file's name."""
+    """Says what is wrong with a file's lines, seen one after another, with the file's name."""
 
-    path: Path
-    parse: Parse
+    def __init__(self, path: Path, parse: Parse) -> None:
+        self.path = path
+        self.parse = parse
+        self._alike = Alike()
 
     def __call__(self, number: int, raw: bytes) -> None:
         try:
-            self.parse(number, _decode(number, raw))
+            if number == 1 and raw.startswith(BOM) and self.path.suffix == ".tsv":
+                raise UserError("starts with a byte order mark, which ColBERT's reader cannot pass; remove it (tail -c +4)")
+            line = decode(number, raw)
+            self._alike.see(number, line, self.parse(number, line))
         except UserError as error:
             raise UserError(f"{self.path}, line {number}: {error}") from error
+
+    def finish(self) -> None:
+        self._alike.finish(self.path)
+
+
+class Alike:
+    """What only all lines of a file together tell: whether they are of one kind, and whether another program quoted them."""
+
+    def __init__(self) -> None:
+        self._named: bool | None = None
+        self._quoted = Quoted()
+        self._titles, self._numbers = 0, 0
+
+    def see(self, number: int, line: str, entry: Entry) -> None:
+        """Raises UserError, the reason alone, when a line has an id and those before had none, or the other way round."""
+        if self._named is None:
+            self._named = entry.has_id
+        if self._named != entry.has_id:
+            raise UserError(f"{'an' if entry.has_id else 'no'} id, the lines before have {'none' if entry.has_id else 'one'}")
+        if line.lstrip()[:1] != "{":
+            columns = line.split("\t")
+            self._quoted.see(number, columns[1:])
+            self._titles += len(columns) > 2
+            self._numbers += len(columns) > 2 and _is_figure(columns[2])
+
+    def finish(self, path: Path) -> None:
+        """Raises UserError when every text is quoted, or every title a number."""
+        self._quoted.finish(path)
+        if self._titles > 1 and self._titles == self._numbers:
+            raise UserError(
+                f"{path}: its third column has {self._titles:,} numbers and no title, ColBERT would read them as titles; "
+                "remove the column (cut -f 1,2)"
+            )
+
+
+class Quoted:
+    """Whether a table was written as CSV, as pandas does: every field with a quotation mark is quoted, those in it doubled."""
+
+    def __init__(self) -> None:
+        self._plain, self._first, self._count = False, 0, 0
+
+    def see(self, number: int, fields: Iterable[str]) -> None:
+        for field in fields:
+            if '"' not in field:
+                continue
+            inner = field[1:-1].replace('""', "")
+            if len(field) < 2 or field[0] != '"' or field[-1] != '"' or '"' in inner:
+                self._plain = True
+            elif len(inner) < len(field) - 2:
+                self._first, self._count = self._first or number, self._count + 1
+
+    def finish(self, path: Path) -> None:
+        """Raises UserError when it was: the quotes would be part of the texts."""
+        if self._count and not self._plain:
+            raise UserError(
+                f"{path}, line {self._first}: the text is quoted as CSV, as in all {self._count:,} lines with quotation marks; "
+                "write it again without (pandas: quoting=csv.QUOTE_NONE) or as .jsonl"
+            )
+
+
+def _is_figure(text: str) -> bool:
+    return re.fullmatch(r"[+-]?[0-9]*[.,]?[0-9]+(e[+-]?[0-9]+)?|nan", text.strip().lower()) is not None
 
 
 def read_collection(path: str | Path, skipped: list[Skipped] | None = None) -> Sequence[str]:
@@ -252,7 +321,7 @@ def read_queries(path: str | Path) -> dict[str, str]:
         UserError: as `read_collection`, or an id that occurs twice.
     """
     path = _find(Path(path), "queries.jsonl")
-    return _by_id(path, "query", "queries", _parse_tsv_query)
+    return _by_id(path, "query", "queries", _parse_tsv_query if path.suffix == ".tsv" else _parse_json_query)
 
 
 def read_documents(path: str | Path) -> Mapping[str, str]:
@@ -267,13 +336,14 @@ def read_documents(path: str | Path) -> Mapping[str, str]:
     try:
         return Documents(Passages(path))
     except UserError:  # which is raised again, by line, where it is more than such ids
-        return _by_id(path, "document", "passages")
+        return _by_id(path, "document", "passages", _parse_tsv if path.suffix == ".tsv" else _parse_json)
 
 
-def _by_id(path: Path, kind: str, plural: str, parse_tsv: Parse | None = None) -> dict[str, str]:
+def _by_id(path: Path, kind: str, plural: str, parse: Parse) -> dict[str, str]:
     texts: dict[str, str] = {}
-    parse = (parse_tsv or _parse_tsv) if path.suffix == ".tsv" else _parse_json
-    for number, (key, text) in enumerate(_entries(path, parse), 1):
+    for number, (key, text, _) in enumerate(_entries(path, parse), 1):
+        if number == 1 and {key, text} <= HEADINGS:
+            continue
         if key in texts:
             raise UserError(f"{path}, line {number}: {kind} id {key} occurs twice; make the ids unique")
         texts[key] = text
@@ -285,7 +355,7 @@ def _by_id(path: Path, kind: str, plural: str, parse_tsv: Parse | None = None) -
 def _find(path: Path, in_folder: str) -> Path:
     """The file to read, unpacked."""
     if path.is_dir():
-        path = next((file for end in ("", *PACKED) if (file := path / (in_folder + end)).is_file()), path)
+        path = found(path / in_folder)
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a .tsv, a .jsonl or a BEIR folder (with {in_folder})")
     inner = path.with_suffix("") if path.suffix in PACKED else path
@@ -296,26 +366,18 @@ def _find(path: Path, in_folder: str) -> Path:
 
 def _entries(path: Path, parse: Parse, skipped: list[Skipped] | None = None) -> Iterator[Entry]:
     """Each line's entry; lines end at newlines only and are strictly UTF-8."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                yield parse(number, _decode(number, raw))
-            except UserError as error:
-                if skipped is None:
-                    raise UserError(f"{path}, line {number}: {error}") from error
-                skipped.append(Skipped(number, str(error), raw))
-
-
-def _decode(number: int, raw: bytes) -> str:
-    if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError("UTF-16, as Excel writes it; convert it: iconv -f UTF-16 -t UTF-8")
-    try:
-        line = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 ({error.reason}); convert it, e.g. with iconv") from error
-    if number == 1 and line.startswith("\ufeff"):
-        raise UserError("starts with a byte order mark; remove its first 3 bytes (tail -c +4)")
-    return line.rstrip("\r\n")
+    alike = Alike()
+    for number, raw, _ in raw_lines(path):
+        try:
+            line = decode(number, raw)
+            entry = parse(number, line)
+            alike.see(number, line, entry)
+            yield entry
+        except UserError as error:
+            if skipped is None:
+                raise UserError(f"{path}, line {number}: {error}") from error
+            skipped.append(Skipped(number, str(error), raw))
+    alike.finish(path)
 
 
 def _parse_tsv(number: int, line: str) -> Entry:
@@ -325,6 +387,10 @@ def _parse_tsv(number: int, line: str) -> Entry:
     if not tab:
         raise UserError(f"{'only one column' if line.strip() else 'an empty line'}, expected id <tab> text")
     text, *titles = rest.split("\t")
+    if len(titles) > 1:
+        raise UserError(
+            f"{len(titles) + 2} columns, expected id <tab> text, perhaps <tab> title; remove the others (cut -f 1-3)"
+        )
     if titles and not titles[0]:
         raise UserError("a trailing tab: ColBERT would read an empty title behind it; remove it")
     return Entry(key, f"{titles[0]} | {text}" if titles else text)
@@ -335,6 +401,11 @@ def _parse_tsv_query(number: int, line: str) -> Entry:
     if line.count("\t") > 1:
         raise UserError(f"{line.count(chr(9)) + 1} columns, expected two: id <tab> query; remove the others (cut -f 1,2)")
     return _parse_tsv(number, line)
+
+
+def _parse_json_query(number: int, line: str) -> Entry:
+    """A query's title is a narrative or a topic's name: BEIR does not ask it either."""
+    return _parse_json(number, line, QUERY_NAMES, titled=False)
 
 
 def _parse_tsv_passage(number: int, line: str) -> Entry:
@@ -359,30 +430,31 @@ def _unseen(seen: set[str]) -> Parse:
     return parse
 
 
-def _parse_json(number: int, line: str) -> Entry:
+def _parse_json(number: int, line: str, names: tuple[str, ...] = TEXT_NAMES, *, titled: bool = True) -> Entry:
     try:
-        entry: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and thousands of brackets
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)[:80]
-        raise UserError(f"not JSON ({reason}); every line holds one object") from error
-    text = next((entry[name] for name in TEXT_NAMES if name in entry), None) if isinstance(entry, dict) else None
+        entry: Any = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{f'not JSON ({error})' if line.strip() else 'an empty line'}; every line holds one object") from error
+    text = next((entry[name] for name in names if name in entry), None) if isinstance(entry, dict) else None
     if not isinstance(text, str):
-        raise UserError(f'no string under "{TEXT_NAMES[0]}" (or {" or ".join(TEXT_NAMES[1:])})')
-    title = entry.get("title")
+        raise UserError(f'no string under "{names[0]}" (or {" or ".join(names[1:])})')
+    title = entry.get("title") if titled else None
     if title is not None and not isinstance(title, str):
         raise UserError(f'"title" is {title!r:.40}, expected a string')
-    return Entry(_json_id(entry, number - 1), f"{title} {text}" if title else text)
+    identifier = _json_id(entry)
+    text = f"{title} {text}" if title else text
+    return Entry(str(number - 1), text, False) if identifier is None else Entry(identifier, text)
 
 
-def _json_id(entry: Mapping[str, Any], place: int) -> str:
-    """The id under the first of the usual names, or the place in the file where there is none."""
+def _json_id(entry: Mapping[str, Any]) -> str | None:
+    """The id under the first of the usual names; None where there is none."""
     for name in ID_NAMES:
         if name in entry:
             identifier = entry[name]
             if isinstance(identifier, bool) or not isinstance(identifier, str | int):
                 raise UserError(f'"{name}" is {identifier!r:.40}, expected a string or a whole number')
             return str(identifier)
-    return str(place)
+    return None
 
 
 def write_tsv(path: Path, texts: Iterable[str]) -> None:

@@ -243,11 +243,23 @@ def write_json(path: Path, content: object) -> None:
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def parse_json(text: str) -> Any:
+    """A JSON value. Raises ValueError with a short reason, also for thousands of brackets or of digits in one number."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at character {error.pos}") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except ValueError as error:
+        raise ValueError("a number of thousands of digits") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises UserError naming the file when it is not one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore or rewrite the file") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a JSON {type(content).__name__}, expected an object")

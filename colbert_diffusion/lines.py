@@ -20,7 +20,7 @@ from contextlib import suppress
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, NamedTuple, overload
+from typing import IO, Any, NamedTuple, Protocol, overload
 
 import numpy as np
 
@@ -35,8 +35,17 @@ KEPT_FROM = 1 << 24  # bytes of a file; the offsets of a smaller one are made in
 FLUSHED = 1 << 17  # offsets held while they are counted: 1 MiB
 BLOCK = 1 << 20
 PACKED = (".gz", ".zst")
+BOM = b"\xef\xbb\xbf"
 
-Check = Callable[[int, bytes], None]  # (line number from 1, line): raises what is wrong with it
+
+class Check(Protocol):
+    """What is asked about every line of a file, in order. It raises what is wrong."""
+
+    def __call__(self, number: int, raw: bytes) -> None:
+        """About one line, numbered from 1."""
+
+    def finish(self) -> None:
+        """About all of them, after the last."""
 
 
 class LineFile(Sequence[bytes]):
@@ -241,7 +250,70 @@ def _starts(lines: LineFile, offsets: "array[int]", check: Check | None, digest:
         offsets.append(position)
         position += len(line)
         yield
+    if check is not None:
+        check.finish()
     offsets.append(position)
+
+
+# Lines of any text file ----------------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """A line as it stands in a file, with its end."""
+
+    number: int  # from 1
+    raw: bytes
+    share: float  # of the file read so far, 0 to 1
+
+
+def raw_lines(path: Path) -> Iterator[Line]:
+    """The lines of a file, plain, gzipped or .zst.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist or is no file")
+    number = 0
+    with path.open("rb") as file:
+        zipped = path.suffix in PACKED or file.read(2) == b"\x1f\x8b"  # Tevatron's files are gzipped under any name
+        file.seek(0)
+        size = os.fstat(file.fileno()).st_size
+        opened, damage = _opener(path) if zipped else (None, ())
+        try:
+            for number, raw in enumerate(file if opened is None else opened(file), 1):
+                yield Line(number, raw, file.tell() / size)
+        except damage as error:
+            raise UserError(f"{path} is damaged behind line {number} ({error}); fetch or write it again") from error
+
+
+def found(path: Path) -> Path:
+    """The file, or the packed one of its name where there is none."""
+    return next((file for end in ("", *PACKED) if (file := path.with_name(path.name + end)).is_file()), path)
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1 and texts without their ends; raises as `raw_lines` and, by line, as `decode`."""
+    for line in raw_lines(path):
+        try:
+            yield line.number, decode(line.number, line.raw)
+        except UserError as error:
+            raise UserError(f"{path}, line {line.number}: {error}") from error
+
+
+def decode(number: int, raw: bytes) -> str:
+    """A line's text without its end, and without the byte order mark that some editors begin a file with.
+
+    Raises:
+        UserError: it is not UTF-8; the reason alone.
+    """
+    if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError("UTF-16, as Excel writes it; convert it: iconv -f UTF-16 -t UTF-8")
+    try:
+        line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 ({error.reason}); convert it, e.g. with iconv") from error
+    return line.rstrip("\r\n")
 
 
 # Packed files ------------------------------------------------------------------------------------------------------
@@ -319,7 +391,7 @@ def _scratch() -> Path:
 
 def _opener(path: Path) -> tuple[Callable[..., Any], tuple[type[Exception], ...]]:
     """How to open a packed file, and what a damaged one raises."""
-    if path.suffix == ".gz":
+    if path.suffix != ".zst":
         return gzip.open, (EOFError, zlib.error, gzip.BadGzipFile)
     zstd: Any
     try:

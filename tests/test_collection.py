@@ -24,6 +24,38 @@ def test_jsonl_and_beir_folders_join_title_and_text(tmp_path: Path) -> None:
     assert list(read_collection(tmp_path)) == list(read_collection(tmp_path / "corpus.jsonl")) == ["T one", "two"]
 
 
+def test_quotation_marks_that_no_program_put_there_are_texts(tmp_path: Path) -> None:
+    """As MS MARCO's, of which some look quoted."""
+    (tmp_path / "c.tsv").write_text('0\t"say ""stay"" now"\n1\tthe "sting"\t1984\n2\tx\tA title\n')
+    assert len(read_collection(tmp_path / "c.tsv")) == 3
+
+
+def test_passages_of_ms_marcos_second_version_have_their_own_ids(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"pid": "p_1", "passage": "one", "spans": "(0,1)", "docid": "d_1"}\n')
+    assert dict(read_documents(tmp_path / "c.jsonl")) == {"p_1": "one"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"query_id": 7, "query": "who"}',
+        '{"qid": "7", "query": "who", "url": "u", "answer_pids": [3]}',
+        '{"_id": "7", "text": "who", "title": "Narrative: bees"}',
+        '\ufeff{"_id": "7", "text": "who"}',
+    ],
+)
+def test_a_query_is_its_question_alone(tmp_path: Path, line: str) -> None:
+    (tmp_path / "q.jsonl").write_text(line + "\n", encoding="utf-8")
+    assert read_queries(tmp_path / "q.jsonl") == {"7": "who"}
+
+
+def test_a_line_of_headings_is_no_query_and_no_document(tmp_path: Path) -> None:
+    (tmp_path / "q.tsv").write_text("qid\tquery\n7\twho\n")
+    assert read_queries(tmp_path / "q.tsv") == {"7": "who"}
+    (tmp_path / "d.tsv").write_text("docid\ttext\nd7\tbees\n")
+    assert dict(read_documents(tmp_path / "d.tsv")) == {"d7": "bees"}
+
+
 def test_queries_keep_their_ids(tmp_path: Path) -> None:
     (tmp_path / "q.tsv").write_text("17\twhat\n3\twho\n")
     (tmp_path / "queries.jsonl").write_text('{"_id": "a", "text": "what"}\n')
@@ -47,6 +79,12 @@ def test_queries_keep_their_ids(tmp_path: Path) -> None:
         ("c.jsonl", b'{"text": "a"}\n{"text"\n', "line 2: not JSON"),
         ("c.jsonl", b'{"text": "a"}\n["b"]\n', "line 2: no string"),
         ("c.jsonl", b'{"text": null}\n', "line 1: no string"),
+        ("c.jsonl", b'{"text": "a"}\n\n', "line 2: an empty line"),
+        ("c.jsonl", b'{"id": 1, "text": "a"}\n{"text": "b"}\n', "line 2: no id, the lines before have one"),
+        ("c.jsonl", b'{"text": "a"}\n{"id": 1, "text": "b"}\n', "line 2: an id, the lines before have none"),
+        ("c.tsv", b"0\ta\ttitle\thttp://a\n", "line 1: 4 columns"),
+        ("c.tsv", b'0\ta\n1\t"say ""stay"" now"\n2\t"""x"" y"\n', r"line 2: the text is quoted as CSV, as in all 2 lines"),
+        ("c.tsv", b"0\ta\t1.5\n1\tb\t-2\n", "third column has 2 numbers and no title"),
         ("c.csv", b"0,a\n", "unknown kind"),
     ],
 )

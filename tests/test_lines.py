@@ -42,27 +42,38 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT_FROM", 1)
 
 
+class Seen:
+    """A check that notes the lines' numbers, and 0 at the end."""
+
+    def __init__(self, numbers: list[int], refused: int | None = None) -> None:
+        self.numbers, self.refused = numbers, refused
+
+    def __call__(self, number: int, raw: bytes) -> None:
+        self.numbers.append(number)
+        if number == self.refused:
+            raise UserError("wrong")
+
+    def finish(self) -> None:
+        self(0, b"")
+
+
 def test_offsets_are_made_and_checked_once_and_again_when_the_file_changed(tmp_path: Path, kept: None) -> None:
     path, seen = tmp_path / "file", list[int]()
     path.write_text("a\nb\n")
     for _ in range(2):
-        assert len(LineFile(path, lambda number, _: seen.append(number))) == 2
-    assert seen == [1, 2]
+        assert len(LineFile(path, Seen(seen))) == 2
+    assert seen == [1, 2, 0]
     path.write_text("a\nb\nc\n")
-    assert len(LineFile(path, lambda number, _: seen.append(number))) == 3
-    assert seen == [1, 2, 1, 2, 3]
+    assert len(LineFile(path, Seen(seen))) == 3
+    assert seen == [1, 2, 0, 1, 2, 3, 0]
 
 
-def test_a_line_that_is_refused_leaves_no_offsets(tmp_path: Path, kept: None) -> None:
+@pytest.mark.parametrize("at", [2, 0])
+def test_a_line_that_is_refused_leaves_no_offsets(tmp_path: Path, kept: None, at: int) -> None:
     path = tmp_path / "file"
     path.write_text("a\nb\n")
-
-    def check(number: int, line: bytes) -> None:
-        if number == 2:
-            raise UserError("wrong")
-
     with pytest.raises(UserError):
-        LineFile(path, check)
+        LineFile(path, Seen([], refused=at))
     assert os.listdir(tmp_path) == ["file"]
 
 

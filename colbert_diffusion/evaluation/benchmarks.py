@@ -1,5 +1,6 @@
 """Reading benchmarks: BEIR folders, MS MARCO folders, `ir_datasets` ids. Knows nothing about systems or measures."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..collection import Documents, read_documents, read_queries
 from ..errors import UserError
+from ..lines import PACKED, found, text_lines
 from .optional import need
 
 PREFIX = "ir_datasets:"
@@ -71,47 +73,45 @@ def read_benchmark(source: str | Path, split: str | None = None) -> Benchmark:
     if str(source).startswith(PREFIX):
         return _read_ir_datasets(str(source).removeprefix(PREFIX), split)
     folder = Path(source)
-    if (folder / "corpus.jsonl").is_file():
+    if found(folder / "corpus.jsonl").is_file():
         corpus, queries, qrels = "corpus.jsonl", "queries.jsonl", "qrels/{}.tsv"
-    elif (folder / "collection.tsv").is_file():
+    elif found(folder / "collection.tsv").is_file():
         corpus, queries, qrels = "collection.tsv", "queries.{}.tsv", "qrels.{}.tsv"
     else:
         there = "has neither corpus.jsonl nor collection.tsv" if folder.is_dir() else "is no folder"
         raise UserError(f"{folder} {there}; give a BEIR folder, an MS MARCO folder or {PREFIX}ID")
     split = _choose_split(folder, qrels, split)
-    judgements = read_qrels(folder / qrels.format(split))
-    asked = read_queries(folder / queries.format(split))
-    read = _assemble(folder.resolve().name, split, read_documents(folder / corpus), asked, judgements)
+    judgements = read_qrels(found(folder / qrels.format(split)))
+    asked = read_queries(found(folder / queries.format(split)))
+    read = _assemble(folder.resolve().name, split, read_documents(found(folder / corpus)), asked, judgements)
     return _without_own(read) if corpus == "corpus.jsonl" else read
 
 
 def _choose_split(folder: Path, pattern: str, asked: str | None) -> str:
     before, after = pattern.split("{}")
-    found = sorted(str(path.relative_to(folder))[len(before) : -len(after)] for path in folder.glob(pattern.format("*")))
-    if not found:
+    files = [path for end in ("", *PACKED) for path in folder.glob(pattern.format("*") + end)]
+    there = sorted({str(path.relative_to(folder))[len(before) :].rpartition(after)[0] for path in files})
+    if not there:
         raise UserError(f"{folder} has no judgements; expected {pattern.format('SPLIT')}")
     wanted = DEFAULT_SPLITS if asked is None else (asked,)
     for split in wanted:
-        if split in found:
+        if split in there:
             return split
-    raise UserError(f"{folder} has no split {' or '.join(wanted)}; choose --split from: {', '.join(found)}")
+    raise UserError(f"{folder} has no split {' or '.join(wanted)}; choose --split from: {', '.join(there)}")
 
 
 def read_qrels(path: Path) -> Iterator[Judgement]:
     """BEIR's three columns (with or without its header) or TREC's four, separated by tabs or spaces."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            columns = line.split("\t") if "\t" in line else line.split()
-            fields = [column.strip() for column in columns]
-            if len(fields) not in (3, 4) or not all(fields):
-                raise UserError(f"{path}, line {number}: {line.strip()!r:.60}, expected qid docid grade, or qid 0 docid grade")
-            try:
-                grade = int(fields[-1])
-            except ValueError as error:
-                if number == 1 and len(fields) == 3:  # BEIR's header
-                    continue
-                raise UserError(f"{path}, line {number}: grade {fields[-1]!r:.40}, expected a whole number") from error
-            yield Judgement(fields[0], fields[-2], grade, f"{path}, line {number}")
+    for number, line in text_lines(path):
+        columns = line.split("\t") if "\t" in line else line.split()
+        fields = [column.strip() for column in columns]
+        if len(fields) not in (3, 4) or not all(fields):
+            raise UserError(f"{path}, line {number}: {line.strip()!r:.60}, expected qid docid grade, or qid 0 docid grade")
+        if not re.fullmatch(r"[+-]?[0-9]{1,9}", fields[-1]):
+            if number == 1 and len(fields) == 3:  # BEIR's header
+                continue
+            raise UserError(f"{path}, line {number}: grade {fields[-1]!r:.40}, expected a whole number")
+        yield Judgement(fields[0], fields[-2], int(fields[-1]), f"{path}, line {number}")
 
 
 def _read_ir_datasets(name: str, split: str | None) -> Benchmark:

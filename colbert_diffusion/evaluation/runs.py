@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ..errors import UserError
 from ..files import written_aside
+from ..lines import text_lines
 
 Run = dict[str, list[tuple[str, float]]]  # qid -> (document id, score), best first
 
@@ -42,21 +43,20 @@ def read_run(path: str | Path) -> Run:
     if not path.is_file():
         raise UserError(f"run {path} does not exist; give a TREC run (qid Q0 docid rank score tag)")
     scores: dict[str, dict[str, float]] = {}
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            columns = line.split()
-            if len(columns) != 6:
-                raise UserError(f"{path}, line {number}: {len(columns)} columns, expected 6: qid Q0 docid rank score tag")
-            qid, _, document, _, score, _ = columns
-            try:
-                value = float(score)
-            except ValueError:
-                value = math.nan
-            if not math.isfinite(value):
-                raise UserError(f"{path}, line {number}: score {score!r:.40}, expected a finite number")
-            if document in scores.setdefault(qid, {}):
-                raise UserError(f"{path}, line {number}: document {document} occurs twice for query {qid}; keep one")
-            scores[qid][document] = value
+    for number, line in text_lines(path):
+        columns = line.split()
+        if len(columns) != 6:
+            raise UserError(f"{path}, line {number}: {len(columns)} columns, expected 6: qid Q0 docid rank score tag")
+        qid, _, document, _, score, _ = columns
+        try:
+            value = math.nan if "_" in score else float(score)  # Python's own notation
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise UserError(f"{path}, line {number}: score {score!r:.40}, expected a finite number")
+        if document in scores.setdefault(qid, {}):
+            raise UserError(f"{path}, line {number}: document {document} occurs twice for query {qid}; keep one")
+        scores[qid][document] = value
     if not scores:
         raise UserError(f"{path} is empty; give a TREC run (qid Q0 docid rank score tag)")
     return {qid: sorted(found.items(), key=lambda pair: -pair[1]) for qid, found in scores.items()}

@@ -4,22 +4,20 @@ Lines are read and shuffled as bytes and parsed when they are drawn: a buffer of
 a fault in a line is raised when it is reached, with its file and number.
 """
 
-import gzip
 import hashlib
 import itertools
-import json
-import os
 import random
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from ..checks import is_number
-from ..collection import read_collection
+from ..collection import Quoted, read_collection, read_queries
 from ..errors import UserError
+from ..files import parse_json
+from ..lines import Line, decode, raw_lines, text_lines
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,6 @@ class Example:
     query: str
     passages: tuple[str, ...]
     scores: tuple[float, ...] | None = None
-
-
-class Line(NamedTuple):
-    number: int  # from 1
-    raw: bytes
-    share: float  # of the file read so far, 0 to 1
 
 
 class Source(Protocol):
@@ -49,6 +41,10 @@ class Source(Protocol):
 
 Parse = Callable[[str], Example]  # one line -> its example; raises UserError with the reason alone
 
+GLANCE = 10_000  # lines of a table that are looked at before it is used
+_NUMBERS = re.compile(r"[0-9]+(\t[0-9]+)+")
+_HEADING = re.compile(r"(query|question|anchor|positive|negative(_[0-9]+)?|pos|neg|passage|text|sentence[0-9]?)", re.IGNORECASE)
+
 
 def read_source(
     path: str | Path,
@@ -61,15 +57,19 @@ def read_source(
 
     - Tevatron: JSON objects `{"query", "positive_passages": [{"title", "text"}, ...], "negative_passages": [...]}`.
       A passage is `title text`; of several positives the first is taken and the others are left out.
-    - pairs: JSON objects with `query` (or `anchor`), `positive`, and perhaps `negatives` (a list), `negative`,
-      `negative_1`, `negative_2`, ... and `scores` (a list, one per passage).
-    - pairs and triples of texts: `query <tab> positive`, further columns are negatives.
+    - pairs: JSON objects with `query` (or `anchor`), `positive` (or FlagEmbedding's `pos`), and perhaps `negatives`,
+      `negative` (or `neg`), `negative_1`, `negative_2`, ..., each a text or a list of them, and `scores` (a list, one per
+      passage). Of several positives the first is taken.
+    - pairs and triples of texts: `query <tab> positive`, further columns are negatives; perhaps a line of headings.
+    - MS MARCO's triples of ids: `qid <tab> pid <tab> pid`, numbers alone.
     - ColBERT's triples of ids: JSON lists `[qid, pid, pid, ...]` or, with a teacher's scores,
       `[qid, [pid, score], [pid, score], ...]` (colbert/data/examples.py:29, training/lazy_batcher.py:55). The first
       passage is the positive (training/training.py:77 and :119), whatever its score: the order is the file's.
 
+    A negative with the positive's own text, as MS MARCO's repeated passages give, is left out.
+
     Args:
-        queries: for triples of ids, a TSV `qid <tab> query`.
+        queries: for triples of ids, as `collection.read_queries`.
         collection: for triples of ids, as `collection.read_collection`; passages are read when they are needed.
         negatives: keep at most this many per example, the first ones; None keeps all.
 
@@ -78,16 +78,14 @@ def read_source(
             iterating: a malformed line, by file and number, or a damaged gzip file.
     """
     path = Path(path)
-    first = next(_lines(path), None)
-    if first is None:
-        raise UserError(f"{path} has no examples")
-    if not first.raw.lstrip().startswith(b"["):
+    kind = _kind(path)
+    if kind in _TEXTS:
         if queries is not None or collection is not None:
             raise UserError(f"{path} holds texts, not ids: leave queries and collection out")
-        return _File(path, _parse_object if first.raw.lstrip().startswith(b"{") else _parse_columns, negatives)
+        return _File(path, _TEXTS[kind], negatives, kind == "columns" and _begins_with_headings(path))
     if queries is None or collection is None:
         raise UserError(f"{path} holds ids: give the queries (qid <tab> query) and the collection (pid <tab> text)")
-    return _File(path, _Triples(_read_queries(Path(queries)), read_collection(collection)), negatives)
+    return _File(path, _Triples(read_queries(queries), read_collection(collection)), negatives)
 
 
 @dataclass(frozen=True)
@@ -97,23 +95,26 @@ class _File:
     path: Path
     meaning: Parse
     negatives: int | None
+    headed: bool = False  # its first line names the columns
 
     def __iter__(self) -> Iterator[Example]:
         return map(self.parse, self.lines())
 
     def lines(self) -> Iterator[Line]:
-        return _lines(self.path)
+        return itertools.islice(raw_lines(self.path), int(self.headed), None)
 
     def parse(self, line: Line) -> Example:
         try:
-            example = self.meaning(_decode(line.raw))
+            example = self.meaning(decode(line.number, line.raw))
             _check(example)
         except UserError as error:
             raise UserError(f"{self.path}, line {line.number}: {error}") from error
-        if self.negatives is None:
+        positive, most = example.passages[0], None if self.negatives is None else self.negatives + 1
+        kept = [place for place, text in enumerate(example.passages) if place == 0 or text != positive][:most]
+        if len(kept) == len(example.passages):
             return example
-        kept = self.negatives + 1
-        return replace(example, passages=example.passages[:kept], scores=example.scores and example.scores[:kept])
+        scores = example.scores and tuple(example.scores[place] for place in kept)
+        return replace(example, passages=tuple(example.passages[place] for place in kept), scores=scores)
 
 
 def _check(example: Example) -> None:
@@ -121,12 +122,41 @@ def _check(example: Example) -> None:
         raise UserError("a query or passage is no string")
     if not example.query.strip() or not example.passages[0].strip():
         raise UserError(f"the {'positive' if example.query.strip() else 'query'} is empty; remove the line")
+    if not all(text.strip() for text in example.passages):
+        raise UserError("a negative is empty (a trailing tab, or two in a row?); remove it")
     if example.scores is None:
         return
     if len(example.scores) != len(example.passages):
         raise UserError(f"{len(example.scores)} scores for {len(example.passages)} passages; give one for each")
     if not all(is_number(score) for score in example.scores):
         raise UserError("a score is no finite number")
+
+
+def _kind(path: Path) -> str:
+    """What a file's lines are, by its first: "ids", "objects" or "columns"."""
+    for number, line in text_lines(path):
+        if _NUMBERS.fullmatch(line):
+            return "ids"
+        if not line.lstrip().startswith("["):
+            return "objects" if line.lstrip().startswith("{") else "columns"
+        try:
+            parse_json(line)
+        except ValueError as error:
+            remedy = "; a JSON array over many lines? Write one record in each (jq -c '.[]')"
+            raise UserError(f"{path}, line {number}: not JSON ({error}){remedy}") from error
+        return "ids"
+    raise UserError(f"{path} has no examples")
+
+
+def _begins_with_headings(path: Path) -> bool:
+    """Also looks whether a table's texts were quoted by another program, as far as a glance tells."""
+    quoted, headed = Quoted(), False
+    for number, raw, _ in itertools.islice(raw_lines(path), GLANCE):
+        columns = raw.decode("utf-8", "replace").rstrip("\r\n").split("\t")
+        headed = headed or (number == 1 and len(columns) > 1 and all(_HEADING.fullmatch(column) for column in columns))
+        quoted.see(number, columns)
+    quoted.finish(path)
+    return headed
 
 
 def _parse_columns(line: str) -> Example:
@@ -149,12 +179,21 @@ def _parse_object(line: str) -> Example:
             raise UserError('"positive_passages" is empty; remove the line')
         texts = [_titled(passage) for passage in (positives[0], *_list(record, "negative_passages"))]
         return Example(query, tuple(texts))
-    if not isinstance(record.get("positive"), str):
-        raise UserError('no string under "positive" (nor a list under "positive_passages")')
+    positives = [text for name in ("positive", "pos") for text in _texts(record, name)]
+    if not positives:
+        raise UserError('no text under "positive" (nor a list under "positive_passages")')
     numbered = sorted((int(name[9:]), name) for name in record if re.fullmatch(r"negative_[0-9]{1,9}", name))
-    single = [record[name] for name in ("negative", *(name for _, name in numbered)) if name in record]
+    names = ("negatives", "negative", "neg", *(name for _, name in numbered))
     scores = tuple(_list(record, "scores")) if record.get("scores") is not None else None
-    return Example(query, (record["positive"], *_list(record, "negatives"), *single), scores)
+    return Example(query, (positives[0], *(text for name in names for text in _texts(record, name))), scores)
+
+
+def _texts(record: Mapping[str, Any], name: str) -> list[Any]:
+    """A text, or a list of them."""
+    return [record[name]] if isinstance(record.get(name), str) else _list(record, name)
+
+
+_TEXTS: Mapping[str, Parse] = {"objects": _parse_object, "columns": _parse_columns}
 
 
 def _list(record: Mapping[str, Any], name: str) -> list[Any]:
@@ -182,7 +221,7 @@ class _Triples:
     passages: Sequence[str]
 
     def __call__(self, line: str) -> Example:
-        record = _json(line)
+        record = line.split("\t") if _NUMBERS.fullmatch(line) else _json(line)
         if not isinstance(record, list) or len(record) < 2:
             raise UserError("expected a list [qid, pid, ...] with at least one passage")
         qid, *entries = record
@@ -196,24 +235,12 @@ class _Triples:
         pids, scores = zip(*entries, strict=True)
         return Example(self.queries[str(qid)], tuple(map(self._passage, pids)), scores)
 
-    def _passage(self, pid: Any) -> str:
+    def _passage(self, given: Any) -> str:
+        pid = int(given) if isinstance(given, str) and re.fullmatch("[0-9]{1,18}", given) else given
         if not is_number(pid, 0, len(self.passages) - 1, whole=True):
-            raise UserError(f"pid {pid!r:.40} is not in the collection, which has pids 0..{len(self.passages) - 1}")
-        return self.passages[pid]
-
-
-def _read_queries(path: Path) -> dict[str, str]:
-    """Queries by id; only the first two columns count, as for ColBERT (evaluation/loaders.py:22)."""
-    queries: dict[str, str] = {}
-    for line in _lines(path):
-        try:
-            qid, tab, rest = _decode(line.raw).partition("\t")
-            if not tab or qid in queries:
-                raise UserError(f"query id {qid:.40} occurs twice" if tab else "expected qid <tab> query")
-        except UserError as error:
-            raise UserError(f"{path}, line {line.number}: {error}") from error
-        queries[qid] = rest.partition("\t")[0]
-    return queries
+            raise UserError(f"pid {given!r:.40} is not in the collection, which has pids 0..{len(self.passages) - 1}")
+        text: str = self.passages[pid]
+        return text
 
 
 class Stream:
@@ -277,38 +304,11 @@ class Stream:
             yield self.sources[place], line
 
 
-def _lines(path: Path) -> Iterator[Line]:
-    """The lines of a file, gzipped or not, with their ends."""
-    number = 0
-    zipped = _is_gzip(path)
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        try:
-            for number, raw in enumerate(gzip.GzipFile(fileobj=file) if zipped else file, 1):
-                yield Line(number, raw, file.tell() / size)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"{path} is damaged behind line {number} ({error}); fetch or write it again") from error
-
-
-def _is_gzip(path: Path) -> bool:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist or is no file")
-    with path.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
-def _decode(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 ({error.reason}); convert it, e.g. with iconv") from error
-
-
 def _json(line: str) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON ({error.msg}); every line is of one kind") from error
+        return parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{f'not JSON ({error})' if line.strip() else 'an empty line'}; every line is of one kind") from error
 
 
 def data_hash(path: str | Path) -> str:
@@ -324,10 +324,10 @@ def read_exclusions(path: str | Path) -> set[str]:
         UserError: a line that is not 16 hex digits.
     """
     hashes = set()
-    for line in _lines(Path(path)):
-        text = _decode(line.raw).strip()
+    for number, line in text_lines(Path(path)):
+        text = line.strip()
         if not re.fullmatch("[0-9a-f]{16}", text):
-            raise UserError(f"{path}, line {line.number}: {text!r:.40} is not 16 hex digits")
+            raise UserError(f"{path}, line {number}: {text!r:.40} is not 16 hex digits")
         hashes.add(text)
     return hashes
 

@@ -1,3 +1,4 @@
+import gzip
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,29 @@ def test_a_beir_folder_reads_with_title_and_text_and_only_judged_queries(tmp_pat
     (folder / "corpus.jsonl").write_text('{"_id": "a", "title": "T", "text": "the sun"}\n{"_id": "b", "text": "the moon"}\n')
     documents = {"a": "T the sun", "b": "the moon"}
     assert read_benchmark(folder) == Benchmark("solar", "test", documents, {"1": "sun"}, {"1": {"a": 2, "b": 0}}, left_out=1)
+
+
+@pytest.mark.parametrize("files", ["beir", "ms-marco"])
+def test_a_folder_of_packed_files_reads_as_the_files(tmp_path: Path, files: str) -> None:
+    if files == "beir":
+        folder = write_beir(tmp_path / "packed", DOCUMENTS, QUERIES, "1\ta\t1\n2\tb\t1\n")
+    else:
+        folder = tmp_path / "packed"
+        folder.mkdir()
+        for name, text in {"collection": "0\tsun\n", "queries.dev": "1\tsun\n", "qrels.dev": "1 0 0 1\n"}.items():
+            (folder / f"{name}.tsv").write_text(text)
+    expected = read_benchmark(folder)
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert read_benchmark(folder) == expected
+
+
+def test_judgements_that_are_no_text_are_refused_by_line(tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "b", DOCUMENTS, QUERIES, "")
+    (folder / "qrels" / "test.tsv").write_bytes(b"1\ta\t1\n1\t\xff\t1\n")
+    with pytest.raises(UserError, match=r"test\.tsv, line 2: not UTF-8"):
+        read_benchmark(folder)
 
 
 @pytest.mark.parametrize("separator", ["\t", " "])
@@ -66,6 +90,8 @@ def test_judged_documents_outside_the_collection_are_counted_and_kept(tmp_path: 
         ("1\ta\n", "test.tsv, line 2: '1\\ta', expected qid docid grade"),
         ("1\t\t1\n", "test.tsv, line 2: '1\\t\\t1', expected"),
         ("1\ta\tgood\n", "test.tsv, line 2: grade 'good', expected a whole number"),
+        ("1\ta\t" + "9" * 5000 + "\n", "test.tsv, line 2: grade '9999"),
+        ("1\ta\t1_0\n", "test.tsv, line 2: grade '1_0', expected a whole number"),
         ("1\ta\t1\n9\ta\t1\n8\ta\t1\n", "2 of 3 judged queries do not exist (first: 9)"),
         ("1\tx\t1\n2\ty\t1\n", "none of the 2 judged documents is in the collection (first: x); its ids are like a"),
         ("1\ta\t0\n", "none of the 2 queries has a positive judgement"),

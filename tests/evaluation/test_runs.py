@@ -26,13 +26,15 @@ def test_the_order_is_by_score_whatever_the_ranks_say(tmp_path: Path) -> None:
         ("q Q0 a 1 2.0 t\nq Q0 b 2 1.0\n", "r.trec, line 2: 5 columns, expected 6: qid Q0 docid rank score tag"),
         ("q Q0 a 1 good t\n", "r.trec, line 1: score 'good', expected a finite number"),
         ("q Q0 a 1 nan t\n", "r.trec, line 1: score 'nan', expected a finite number"),
+        ("q Q0 a 1 1_0 t\n", "r.trec, line 1: score '1_0', expected a finite number"),
+        ("q Q0 \xff 1 1 t\n", "r.trec, line 1: not UTF-8"),
         ("q Q0 a 1 2 t\nq Q0 a 2 1 t\n", "r.trec, line 2: document a occurs twice for query q"),
         ("\n", "r.trec, line 1: 0 columns"),
         ("", "r.trec is empty"),
     ],
 )
 def test_malformed_runs_are_refused_with_the_line(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "r.trec").write_text(content)
+    (tmp_path / "r.trec").write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError) as caught:
         read_run(tmp_path / "r.trec")
     assert message in str(caught.value)

@@ -3,6 +3,7 @@ import hashlib
 import itertools
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -95,14 +96,20 @@ def test_negatives_bounds_passages_and_scores(tmp_path: Path, ids: dict[str, Pat
     [
         ('{"query": "q", "positive": "p"}\n{"query"\n', "line 2: not JSON"),
         ('{"query": "q", "positive": "p"}\n["q"]\n', "line 2: a JSON list, expected an object"),
-        ('{"query": "q", "positive": "p"}\n\n', "line 2: not JSON"),
+        ('{"query": "q", "positive": "p"}\n\n', "line 2: an empty line"),
         ('{"positive": "p"}\n', 'line 1: no string under "query"'),
-        ('{"query": "q"}\n', 'line 1: no string under "positive"'),
+        ('{"query": "q"}\n', 'line 1: no text under "positive"'),
         ('{"query": 1, "positive": "p"}\n', 'line 1: no string under "query"'),
-        ('{"query": "q", "positive": ["p"]}\n', 'line 1: no string under "positive"'),
+        ('{"query": "q", "positive": []}\n', 'line 1: no text under "positive"'),
+        ('{"query": "q", "positive": "p", "n": ' + "9" * 5000 + "}\n", "line 1: not JSON (a number of thousands of digits)"),
+        ('{"query": ' + "[" * 100_000 + "\n", "line 1: not JSON (nested too deeply)"),
+        ('{"query": "q", "positive": "p", "negatives": [" "]}\n', "line 1: a negative is empty"),
+        ('{"sentence1": "a", "sentence2": "b", "score": 0.3}\n', 'line 1: no string under "query"'),
+        ("q\tp\t\n", "line 1: a negative is empty"),
+        ("q\tp\t\tn\n", "line 1: a negative is empty"),
         ('{"query": "q", "positive": " "}\n', "line 1: the positive is empty"),
         ('{"query": "", "positive": "p"}\n', "line 1: the query is empty"),
-        ('{"query": "q", "positive": "p", "negatives": "n"}\n', 'line 1: "negatives" is a JSON str, expected a list'),
+        ('{"query": "q", "positive": "p", "negatives": 1}\n', 'line 1: "negatives" is a JSON int, expected a list'),
         ('{"query": "q", "positive": "p", "negatives": [null]}\n', "line 1: a query or passage is no string"),
         ('{"query": "q", "positive": "p", "scores": [1, 2]}\n', "line 1: 2 scores for 1 passages"),
         ('{"query": "q", "positive": "p", "scores": [NaN]}\n', "line 1: a score is no finite number"),
@@ -118,7 +125,7 @@ def test_a_bad_line_is_named_when_it_is_reached(tmp_path: Path, content: str | b
     path = tmp_path / "pairs"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     source = read_source(path)
-    with pytest.raises(UserError, match=reason) as error:
+    with pytest.raises(UserError, match=re.escape(reason)) as error:
         list(source)
     assert str(error.value).startswith(f"{path}, line ")
 
@@ -129,7 +136,8 @@ def test_a_bad_line_is_named_when_it_is_reached(tmp_path: Path, content: str | b
         ([99, 0], "line 1: qid 99 is not among the 2 queries"),
         ([7, 4], r"line 1: pid 4 is not in the collection, which has pids 0..3"),
         ([7, -1], "line 1: pid -1 is not in"),
-        ([7, "0"], "line 1: pid '0' is not in"),
+        ([7, "4"], "line 1: pid '4' is not in"),
+        ([7, 0.0], "line 1: pid 0.0 is not in"),
         ([7], r"line 1: expected a list \[qid, pid, ...\]"),
         ([7, [0, 1], 2], "line 1: 1 scores for 2 passages"),
         ([7, [0, "high"]], "line 1: a score is no finite number"),
@@ -145,6 +153,44 @@ def test_bad_files_of_ids_are_named_by_line(tmp_path: Path, ids: dict[str, Path]
     write(ids[name], content)
     with pytest.raises(UserError, match=f"{name}.tsv, line "):
         list(read_ids(write(tmp_path / "triples.jsonl", [[7, 1]]), ids))
+
+
+@pytest.mark.parametrize("line", ["7\t0\t2", '["7", "0", "2"]', "[7, 0, 2]"])
+def test_ids_are_read_as_ms_marco_and_colbert_write_them(tmp_path: Path, ids: dict[str, Path], line: str) -> None:
+    path = tmp_path / "qidpidtriples.train.tsv"
+    path.write_text(line + "\n")
+    assert [example.passages for example in read_ids(path, ids)] == [("zero", "a title | two")]
+    with pytest.raises(UserError, match="holds ids: give the queries"):
+        read_source(path)
+
+
+def test_headings_are_no_example(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text("query\tpositive\tnegative\nbees\thoney\tsalt\n")
+    assert list(read_source(path)) == [Example("bees", ("honey", "salt"))]
+    path.write_text("query\tan answer to a question\nbees\thoney\n")
+    assert len(list(read_source(path))) == 2
+
+
+def test_a_table_that_was_quoted_as_csv_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text('bees\thoney\nwho\t"""I"" said the bee"\n')
+    with pytest.raises(UserError, match="line 2: the text is quoted as CSV"):
+        read_source(path)
+    path.write_text('bees\thoney\nwho\t"""I"" said the bee"\nwhat\tthe "sting"\n')
+    assert len(list(read_source(path))) == 3
+
+
+def test_an_array_over_many_lines_is_told_from_ids(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.json"
+    path.write_text('[\n{"query": "q", "positive": "p"}\n]\n')
+    with pytest.raises(UserError, match="a JSON array over many lines"):
+        read_source(path)
+
+
+def test_a_negative_that_is_the_positive_is_left_out_with_its_score(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", [{"query": "q", "pos": ["p", "p2"], "neg": ["n", "p"], "scores": [3, 2, 1]}])
+    assert list(read_source(path)) == [Example("q", ("p", "n"), (3, 2))]
 
 
 def test_a_truncated_gzip_file_is_one_line(tmp_path: Path) -> None:

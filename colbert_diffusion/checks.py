@@ -1,0 +1,45 @@
+"""Is a value the number it should be? For files that anyone may have written, and for callers' arguments."""
+
+import operator
+import sys
+from typing import Any
+
+from .errors import UserError
+
+LARGEST = sys.float_info.max
+
+
+def is_number(value: object, least: float = -LARGEST, most: float = LARGEST, *, whole: bool = False) -> bool:
+    """Whether a value read from JSON is a finite number in a range; true and false are none."""
+    kinds = int if whole else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most
+
+
+def whole_number(name: str, value: Any) -> int:
+    """A caller's whole number, numpy's and torch's as well.
+
+    Raises:
+        UserError: it is none: a text, a float, a mask's True.
+    """
+    try:
+        if not (isinstance(value, bool) or type(value).__name__ == "bool_"):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise UserError(f"{name} is {value!r:.40} of type {type(value).__name__}, expected a whole number")
+
+
+def whole_numbers(name: str, values: Any) -> list[int]:
+    """A caller's whole numbers from any iterable, numpy's and torch's arrays as well, in its order.
+
+    Raises:
+        UserError: it is no iterable (one number, one text), or an item is no whole number.
+    """
+    values = values.tolist() if hasattr(values, "tolist") else values
+    try:
+        items = list(() if isinstance(values, str | bytes) else values)
+    except TypeError:
+        items = None
+    if items is None or isinstance(values, str | bytes):
+        raise UserError(f"{name}s are {values!r:.40} of type {type(values).__name__}, expected a list of whole numbers")
+    return [whole_number(f"a {name}", item) for item in items]
