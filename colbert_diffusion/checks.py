@@ -22,7 +22,7 @@ def whole_number(name: str, value: Any) -> int:
         UserError: it is none: a text, a float, a mask's True.
     """
     try:
-        if not (isinstance(value, bool) or type(value).__name__ == "bool_"):
+        if not isinstance(value, bool):
             return operator.index(value)
     except TypeError:
         pass

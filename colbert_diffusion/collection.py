@@ -200,7 +200,7 @@ def as_texts(texts: Any, kind: str = "passages") -> Sequence[str]:
         raise UserError(f"{kind}: a {name}, expected a list of texts") from error
     for position, text in enumerate(held):
         if not isinstance(text, str):
-            one = kind.removesuffix("s")
+            one = {"queries": "query"}.get(kind, kind.removesuffix("s"))
             raise UserError(f"{one} {position} is {text!r:.40} of type {type(text).__name__}, expected a string")
     return held
 

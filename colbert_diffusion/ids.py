@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from .checks import whole_number
 from .collection import Passages
 from .errors import UserError
 from .files import written_aside
@@ -42,7 +44,7 @@ class Ids:
         Raises:
             UserError: an id that the index does not have.
         """
-        wanted = [str(identifier) for identifier in ids]
+        wanted = as_ids(ids)
         unknown = [identifier for identifier in wanted if self._pid(identifier) is None]
         if unknown:
             raise UserError(f"{len(unknown)} ids are not in the index (first: {unknown[0]!r:.60})")
@@ -68,18 +70,51 @@ class Ids:
         return Lookup((line.decode("utf-8") for line in lines), len(lines), lambda pid: lines[pid].decode("utf-8"))
 
 
+def as_ids(ids: Any) -> list[str]:
+    """A caller's ids: texts, or whole numbers as texts, from any iterable.
+
+    Raises:
+        UserError: one text, or what can be no id: another type, a line break, half a character.
+    """
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise UserError(f"ids are {ids!r:.40} of type {type(ids).__name__}, expected a list of ids")
+    checked = []
+    for place, identifier in enumerate(ids):
+        if not isinstance(identifier, str):
+            try:
+                identifier = str(whole_number("", identifier))
+            except UserError as error:
+                kind = f"{identifier!r:.40} of type {type(identifier).__name__}"
+                raise UserError(f"id {place} is {kind}, expected a string or a whole number") from error
+        if fault := _fault(identifier):
+            raise UserError(f"id {place} is {identifier!r:.60}, which has {fault}")
+        checked.append(str(identifier))
+    return checked
+
+
+def _fault(identifier: str) -> str | None:
+    """Why a text cannot be a line of a file."""
+    if "\n" in identifier or "\r" in identifier:
+        return "a line break"
+    try:
+        identifier.encode("utf-8")
+    except UnicodeEncodeError:
+        return "half a character (a lone surrogate)"
+    return None
+
+
 def write_ids(path: Path, passages: Passages) -> None:
     """Write a collection's ids, unless they are the pids.
 
     Raises:
-        UserError: an id that occurs twice, or has a line break.
+        UserError: an id that occurs twice, or has a line break or half a character.
     """
     hashes = np.empty(len(passages), dtype=np.uint64)
     are_pids = True
     with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
         for pid, identifier in enumerate(passages.keys()):
-            if "\n" in identifier or "\r" in identifier:
-                raise UserError(f"{passages.path}, line {pid + 1}: the id {identifier!r:.60} has a line break; remove it")
+            if fault := _fault(identifier):
+                raise UserError(f"{passages.path}, line {pid + 1}: the id {identifier!r:.60} has {fault}; remove it")
             are_pids = are_pids and identifier == str(pid)
             hashes[pid] = hash_of(identifier)
             file.write(identifier + "\n")

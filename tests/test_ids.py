@@ -1,12 +1,14 @@
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from colbert_diffusion import Indexer, IndexUpdater, Searcher
 from colbert_diffusion.collection import Passages
 from colbert_diffusion.errors import UserError
-from colbert_diffusion.ids import IDS_FILE, Ids, write_ids
+from colbert_diffusion.ids import IDS_FILE, Ids, as_ids, write_ids
 
 from .conftest import make_texts
 
@@ -39,12 +41,44 @@ def test_ids_that_are_the_pids_are_not_stored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "said"), [(["a", "b", "a"], "line 3: the id 'a' is also on line 1"), (["a\nb"], "line break")]
+    ("names", "said"),
+    [
+        (["a", "b", "a"], "line 3: the id 'a' is also on line 1"),
+        (["a\nb"], "line 1: .* has a line break"),
+        (["a", "\ud83d"], "line 2: .* has half a character"),
+    ],
 )
 def test_ids_that_cannot_stand_are_refused_by_line(names: list[str], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         write_ids(tmp_path / IDS_FILE, corpus(tmp_path / "c.jsonl", names))
     assert not (tmp_path / IDS_FILE).exists()
+
+
+def test_ids_are_texts_or_whole_numbers() -> None:
+    assert as_ids(["a", 7, np.int64(8), np.str_("b")]) == ["a", "7", "8", "b"]
+    assert as_ids(np.array(["a", "b"])) == ["a", "b"]
+    assert as_ids(str(i) for i in range(2)) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ("d1", "ids are 'd1' of type str, expected a list"),
+        (b"d1", "of type bytes, expected a list"),
+        (7, "ids are 7 of type int, expected a list"),
+        (["a", b"b"], "id 1 is b'b' of type bytes"),
+        ([None], "id 0 is None"),
+        ([1.0], "id 0 is 1.0 of type float"),
+        ([True], "id 0 is True of type bool"),
+        (["a\rb"], "has a line break"),
+        (["\udc00"], "half a character"),
+    ],
+)
+def test_what_can_be_no_id_is_refused_when_adding_and_when_asking(ids: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        as_ids(ids)
+    with pytest.raises(UserError, match=said):
+        Ids(tmp_path, 3).pids(ids)
 
 
 def test_an_index_keeps_its_collections_ids_through_search_and_update(
@@ -63,14 +97,16 @@ def test_an_index_keeps_its_collections_ids_through_search_and_update(
     updater = IndexUpdater(index)
     with pytest.raises(UserError, match="in the index already"):
         updater.add(["one"], ids=["d3"])
+    with pytest.raises(UserError, match="line break"):
+        updater.add(["one"], ids=["x\ny"])
     with pytest.raises(UserError, match="different new ids"):
         updater.add(["one", "two"], ids=["x", "x"])
-    assert updater.add(["one cat", "two dogs"], ids=["x", "y"]) == [60, 61]
+    assert updater.add(["one cat", "two dogs"], ids=["x", 61]) == [60, 61]
     updater.remove([3])
     updater.persist_to_disk()
     updated = Searcher("with-ids")
-    assert updated.ids([59, 60, 61]) == ["d59", "x", "y"]
-    assert updated.pids(["y"]) == [61]
+    assert updated.ids([59, 60, 61]) == ["d59", "x", "61"]
+    assert updated.pids([61]) == [61]
 
 
 def test_an_index_without_ids_refuses_them_and_goes_by_pids(tiny_checkpoint: Path, tmp_path: Path, index_root: str) -> None:

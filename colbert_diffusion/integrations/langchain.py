@@ -41,8 +41,11 @@ class ColBERTDiffusionRetriever(BaseRetriever):
         path = self.index.absolute()
         self._searcher = Searcher(path.name, self.checkpoint, self.collection, index_root=str(path.parent), verbose=0)
 
-    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
-        pids, ranks, scores = self._searcher.search(query, k=self.k)
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
+    ) -> list[Document]:
+        """`k`: for this question alone, as `invoke(query, k=5)`."""
+        pids, ranks, scores = self._searcher.search(query, k=self.k if k is None else k)
         return [
             Document(
                 page_content=self._searcher.collection[pid], metadata={"pid": pid, "id": own, "score": score, "rank": rank}

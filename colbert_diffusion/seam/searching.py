@@ -12,12 +12,14 @@ from typing import Any
 
 import colbert
 import torch
+from colbert.data import Queries
 from colbert.infra.config import ColBERTConfig
 from colbert.infra.run import Run
 from torch import Tensor
 
 from ..checkpoint import sharing_at_least
 from ..checks import whole_number, whole_numbers
+from ..collection import as_texts, read_queries
 from ..errors import UserError
 from ..ids import Ids
 from ..lines import LineFile
@@ -128,6 +130,31 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         q = self.encode(text, full_length_search=full_length_search)
         return self.dense_search(q, k, filter_fn=filter_fn, pids=pids, where=where)
 
+    def search_all(
+        self,
+        queries: Any,
+        k: int = 10,
+        filter_fn: Any = None,
+        full_length_search: bool = False,
+        qid_to_pids: Mapping[Any, Any] | None = None,
+    ) -> Any:
+        """ColBERT's `Ranking` of the k best passages for each query; other arguments as `search`.
+
+        Args:
+            queries: a dict of texts by id, a file (`collection.read_queries`), ColBERT's `Queries`, or texts in an order, whose
+                ids are then 0, 1, 2, ...
+            qid_to_pids: for each query's id the pids to score, or None.
+
+        Raises:
+            UserError: as `dense_search`, no queries, or a query without its entry in `qid_to_pids`.
+        """
+        queries = _as_queries(queries)
+        if not len(queries):
+            raise UserError("there are no queries")
+        if qid_to_pids is not None and (absent := [qid for qid in queries.keys() if qid not in qid_to_pids]):  # noqa: SIM118
+            raise UserError(f"qid_to_pids has no entry for {len(absent)} of {len(queries)} queries (first: {absent[0]!r:.60})")
+        return super().search_all(queries, k, filter_fn, full_length_search, qid_to_pids)
+
     def dense_search(
         self,
         Q: Tensor,  # noqa: N803 - ColBERT's name
@@ -142,6 +169,11 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
             UserError: k below 1, a pid that the index does not have (ColBERT would read out of bounds) or that was
                 removed, or `where` without metadata stored.
         """
+        if Q.ndim != 3 or len(Q) != 1 or Q.shape[2] != self.config.dim:
+            raise UserError(
+                f"Q is of shape {tuple(Q.shape)}, expected one query's vectors (1, k_query, {self.config.dim}); for several "
+                "queries call search_all"
+            )
         passages = len(self.ranker.doclens)
         k = min(whole_number("k", k), passages)
         if k < 1:
@@ -236,6 +268,23 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         if len(lines) != len(self.ranker.doclens):
             raise UserError(f"{lines.path} has {len(lines)} entries for {len(self.ranker.doclens)} passages; rebuild the index")
         return [json.loads(line) for line in lines]
+
+
+def _as_queries(queries: Any) -> Any:
+    """ColBERT's Queries, by its own reader where that reads them: ids are numbers then (evaluation/loaders.py:22)."""
+    if isinstance(queries, Queries):
+        return queries
+    if isinstance(queries, str | Path):
+        path = str(queries)
+        try:
+            return Queries(path=path)
+        except (ValueError, AssertionError, OSError):
+            read = Queries(data=read_queries(path))
+        read.path = path
+        return read
+    if isinstance(queries, Mapping):
+        return Queries(data=dict(queries))
+    return Queries(data=dict(enumerate(as_texts(queries, "queries"))))
 
 
 def _all(candidates: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from ..collection import COLLECTION_FILE, as_texts, read_collection, write_tsv
 from ..errors import UserError
 from ..files import link, needing_room, read_json, remove, write_json
 from ..identity import identify
-from ..ids import IDS_FILE, Ids
+from ..ids import IDS_FILE, Ids, as_ids
 from ..lines import keep
 from ..manifest import MANIFEST_FILE, check_sizes, read_manifest, write_manifest
 from ..vectors import encode_to, is_claimed_by
@@ -119,7 +119,7 @@ class IndexUpdater:
         self,
         passages: Sequence[str],
         metadata: Sequence[Mapping[str, Any]] | None = None,
-        ids: Sequence[str] | None = None,
+        ids: Sequence[str | int] | None = None,
     ) -> list[int]:
         """Note passages for `persist_to_disk` and return their pids, which follow the last one.
 
@@ -137,23 +137,24 @@ class IndexUpdater:
         if passages and self._checkpoint is None:
             self._checkpoint = checkpoint_of(self._places.target, self._config, self._given)
         first = self._passages + len(self._added)
-        self._added_ids += self._new_ids([str(first + i) for i in range(len(passages))] if ids is None else ids, len(passages))
+        given = [str(first + i) for i in range(len(passages))] if ids is None else as_ids(ids)
+        self._added_ids += self._new_ids(given, len(passages))
         self._added += passages
         self._added_metadata += lines
         return list(range(first, first + len(passages)))
 
-    def _new_ids(self, ids: Sequence[str], passages: int) -> list[str]:
+    def _new_ids(self, ids: list[str], passages: int) -> list[str]:
         """Checked against the index's; none where it has none of its own."""
         if self._ids is None:
             first = self._passages + len(self._added)
-            if list(ids) != [str(first + i) for i in range(passages)]:
+            if ids != [str(first + i) for i in range(passages)]:
                 raise UserError(f"{self._places.target} has no ids but its pids: leave ids out")
             return []
         if len(ids) != passages or len({*ids, *self._added_ids}) < passages + len(self._added_ids):
             raise UserError(f"{len(set(ids))} different new ids for {passages} passages; give a new one for each")
         if taken := [identifier for identifier in ids if self._ids.has(identifier, self._passages)]:
             raise UserError(f"{len(taken)} ids are in the index already (first: {taken[0]!r:.60}); give new ones")
-        return list(ids)
+        return ids
 
     def remove(self, pids: Iterable[int]) -> None:
         """Note passages to remove in `persist_to_disk`: no search returns them, their text becomes empty.

@@ -15,6 +15,7 @@ def test_documents_are_what_the_searcher_finds(tiny_index: TinyIndex) -> None:  
     documents = retriever.invoke(tiny_index.texts[5])
     searcher: Searcher = tiny_index.searcher()
     pids, ranks, scores = searcher.search(tiny_index.texts[5], k=4)
+    assert [document.metadata["pid"] for document in retriever.invoke(tiny_index.texts[5], k=2)] == pids[:2]
     assert [document.page_content for document in documents] == [tiny_index.texts[pid] for pid in pids]
     assert [document.metadata["pid"] for document in documents] == pids
     assert [document.metadata["rank"] for document in documents] == ranks

@@ -76,6 +76,54 @@ def test_search_all_gives_what_search_gives(searcher: Searcher) -> None:
     assert [pid for pid, _, _ in found[8]] == searcher.search(QUERIES[1], k=5)[0]
 
 
+def test_search_all_takes_queries_from_a_dict_a_file_and_whatever_holds_them_in_an_order(
+    searcher: Searcher, tmp_path: Path
+) -> None:
+    texts = ["paris france", "the red dog"]
+    expected = [searcher.search(text, k=3) for text in texts]
+
+    def found(queries: Any) -> dict[Any, Any]:
+        data: dict[Any, Any] = searcher.search_all(queries, k=3).data
+        for hits, (pids, ranks, scores) in zip(data.values(), expected, strict=True):
+            assert [(pid, rank) for pid, rank, _ in hits] == list(zip(pids, ranks, strict=True))
+            assert [score for *_, score in hits] == pytest.approx(scores, abs=1e-4)
+        return data
+
+    (tmp_path / "numbers.tsv").write_text("7\tparis france\n3\tthe red dog\n")
+    (tmp_path / "names.tsv").write_text("q-a\tparis france\nq/b\tthe red dog\n")
+    (tmp_path / "q.jsonl").write_text('{"_id": "a", "text": "paris france"}\n{"_id": "b", "text": "the red dog"}\n')
+    assert list(found(texts)) == list(found(tuple(texts))) == list(found(np.array(texts))) == [0, 1]
+    assert list(found(dict(zip("xy", texts, strict=True)))) == ["x", "y"]
+    assert list(found(str(tmp_path / "numbers.tsv"))) == list(found(tmp_path / "numbers.tsv")) == [7, 3]
+    assert list(found(str(tmp_path / "names.tsv"))) == ["q-a", "q/b"]
+    assert list(found(tmp_path / "q.jsonl")) == ["a", "b"]
+    data = searcher.search_all({"x": texts[0]}, k=3, qid_to_pids={"x": [5, 9]}).data
+    assert sorted(pid for pid, *_ in data["x"]) == [5, 9]
+
+
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        ({}, "there are no queries"),
+        ([], "there are no queries"),
+        ({"a": b"bees"}, "query 0 is b'bees' of type bytes"),
+        ([None], "query 0 is None"),
+        ("nowhere.tsv", "nowhere.tsv does not exist"),
+        ({"a", "b"}, "no order"),
+    ],
+)
+def test_queries_that_are_none_are_refused(searcher: Searcher, queries: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        searcher.search_all(queries)
+
+
+def test_a_search_is_for_one_query(searcher: Searcher) -> None:
+    with pytest.raises(UserError, match="for several queries call search_all"):
+        searcher.search(["paris", "dog"])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="qid_to_pids has no entry for 1 of 1 queries"):
+        searcher.search_all({"a": "dog"}, qid_to_pids={})
+
+
 def test_a_deep_search_after_a_shallow_one_is_as_deep_as_a_fresh_one(tiny_index: TinyIndex, searcher: Searcher) -> None:
     searcher.search(QUERIES[0], k=10)
     assert searcher.search(QUERIES[0], k=300) == tiny_index.searcher().search(QUERIES[0], k=300)

@@ -314,7 +314,15 @@ def test_an_index_of_a_stock_script_updates_too(tiny_checkpoint: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("pids", "message"), [([300], r"pids 0\.\.299"), ([-1], r"first: -1"), ([7], "already removed"), (["a"], "whole numbers")]
+    ("pids", "message"),
+    [
+        ([300], r"pids 0\.\.299"),
+        ([-1], r"first: -1"),
+        ([7], "already removed"),
+        (["a"], "whole number"),
+        ([True], "of type bool"),
+        (7, "expected a list of whole numbers"),
+    ],
 )
 def test_pids_that_cannot_be_removed_are_refused_and_none_is_removed(index: Path, pids: list[Any], message: str) -> None:
     update = updater(index)
