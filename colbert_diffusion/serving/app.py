@@ -1,5 +1,6 @@
 """The HTTP side: routes, refusals, the page. Knows nothing about models."""
 
+import asyncio
 import hmac
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -24,9 +25,14 @@ from ..errors import UserError
 from . import schemas
 from .index import Hit, UnknownError
 from .metrics import Metrics
-from .service import OverloadedError, Service, probabilities
+from .service import BusyEncodingError, OverloadedError, Service, probabilities
 
 MAX_BODY = 2 << 20  # bytes
+MAX_HELD = 64 << 20  # bytes of all bodies that are being received or answered
+BODY_SECONDS = 20.0  # from a request's headers to the end of its body
+LARGE = "/api/encode"
+PARSED = 4  # such requests that are parsed and encoded at a time; the others wait unparsed, so that a refusal costs little
+PATIENCE = 5.0  # seconds that they wait
 PAGE = Path(__file__).parent / "page"
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -41,7 +47,9 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         401: "The token is missing or wrong.",
         404: "There is no such index or passage.",
         413: "The body is too large.",
+        408: "The body did not arrive in time.",
         422: "A value is missing, wrong or above its limit.",
+        429: "Too much is being sent, or waits to be encoded; try again.",
         503: "Too much is waiting; try again.",
     }.items()
 }
@@ -149,9 +157,10 @@ def _api(service: Service, allow_reload: bool) -> APIRouter:
     @api.post("/encode", response_model=schemas.Encoded)
     async def encode(asked: schemas.EncodeRequest) -> Response:
         """Each text's vectors."""
-        vectors = await service.encode(asked.texts, asked.side, asked.index)
-        shapes = [(len(text), len(text[0])) for text in vectors]
-        return JSON({"vectors": vectors, "shapes": shapes, "dim": shapes[0][1]})
+        found = await service.encode(asked.texts, asked.side, asked.index)
+        shapes = json.dumps([text.shape for text in found])
+        body = f'{{"vectors":[{",".join(text.json for text in found)}],"shapes":{shapes},"dim":{found[0].shape[1]}}}'
+        return Response(body, media_type="application/json")
 
     @api.post("/explain", response_model=schemas.Explained)
     async def explain(asked: schemas.ExplainRequest) -> Response:
@@ -240,29 +249,44 @@ class _Bearer:
 
 
 class _Boundary:
-    """Around every request: the body's limit, the security headers, the metrics."""
+    """Around every request: the body's limits, the security headers, the metrics."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
+        self._held = 0
+        self._gate = asyncio.Semaphore(PARSED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, received, status = perf_counter(), 0, 500
+        started, received, status, whole, entered = perf_counter(), 0, 500, False, False
 
         async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
+            nonlocal received, whole, entered
+            if whole:
+                return await receive()
+            message = await _in_time(receive, started + BODY_SECONDS - perf_counter())
+            size = len(message.get("body", b""))
+            received, self._held = received + size, self._held + size
             if received > MAX_BODY:
                 raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes", {"connection": "close"})
+            if self._held > MAX_HELD:
+                text = f"more than {MAX_HELD} bytes are being received; try again"
+                raise HTTPException(429, text, {"connection": "close", "retry-after": "1"})
+            whole = not message.get("more_body", False)
+            if whole and scope["path"] == LARGE:
+                await self._enter()
+                entered = True
             return message
 
         async def with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, entered
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if entered:  # not when the client has read it all, which is its own affair
+                    self._gate.release()
+                    entered = False
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
@@ -273,9 +297,26 @@ class _Boundary:
         try:
             await self._app(scope, limited, with_headers)
         finally:
+            self._held -= received
+            if entered:
+                self._gate.release()
             route = getattr(scope.get("route"), "path", "other")  # a template, or a stranger could fill the memory
             method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
             self._metrics.answered(method, route, status, perf_counter() - started)
+
+    async def _enter(self) -> None:
+        try:
+            await asyncio.wait_for(self._gate.acquire(), PATIENCE)
+        except TimeoutError as error:
+            text = f"{PARSED} requests are being encoded, no more are at a time; this one waited {PATIENCE:.0f} s: try again"
+            raise HTTPException(429, text, {"retry-after": "1"}) from error
+
+
+async def _in_time(receive: Receive, seconds: float) -> Message:
+    try:
+        return await asyncio.wait_for(receive(), max(0.0, seconds))
+    except TimeoutError as error:
+        raise HTTPException(408, f"the body did not arrive within {BODY_SECONDS:.0f} s", {"connection": "close"}) from error
 
 
 def _problem(status: int, text: str, headers: Any = None) -> Response:
@@ -284,8 +325,8 @@ def _problem(status: int, text: str, headers: Any = None) -> Response:
 
 
 async def _refused(_: Request, error: Exception) -> Response:
-    if isinstance(error, OverloadedError):
-        return _problem(503, str(error), {"retry-after": "1"})
+    if isinstance(error, OverloadedError | BusyEncodingError):
+        return _problem(503 if isinstance(error, OverloadedError) else 429, str(error), {"retry-after": "1"})
     return _problem(404 if isinstance(error, UnknownError) else 422, str(error))
 
 

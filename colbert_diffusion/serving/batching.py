@@ -1,10 +1,14 @@
-"""Micro-batches: what arrives within a few milliseconds runs together. Knows neither models nor requests."""
+"""How many callers share one thread: micro-batches of what arrives within a few milliseconds, and long work in slices
+behind them. Knows neither models nor requests."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from time import perf_counter
 from typing import Generic, TypeVar
 
+REST = 9  # of ten parts of the thread's time, those that short work has while it waits
+STEP = 0.005  # seconds until it is looked again whether it does
 WINDOW = 0.003  # seconds that the first of a batch waits for others
 LARGEST = 64  # items of a batch
 
@@ -57,3 +61,25 @@ class Batcher(Generic[Item, Result]):
         for (_, future), result in zip(batch, results, strict=True):
             if not future.done():  # whoever asked may be gone
                 future.set_result(result)
+
+
+class Background:
+    """Long work of several callers, slice by slice in turns, all of it together within a tenth of the thread's time while short
+    work waits; alone it has the thread."""
+
+    def __init__(self, pool: Executor, busy: Callable[[], bool]) -> None:
+        self._pool, self._busy = pool, busy
+        self._turn = asyncio.Lock()  # first come, first served, slice by slice
+
+    async def __call__(self, slices: Iterable[Callable[[], Result]]) -> list[Result]:
+        """The slices' results. Raises what the first that fails raises."""
+        return [await self._one(run) for run in slices]
+
+    async def _one(self, run: Callable[[], Result]) -> Result:
+        async with self._turn:
+            started = perf_counter()
+            result = await asyncio.get_running_loop().run_in_executor(self._pool, run)
+            rested = perf_counter() + REST * (perf_counter() - started)
+            while self._busy() and perf_counter() < rested:
+                await asyncio.sleep(STEP)
+            return result

@@ -1,5 +1,6 @@
 """One opened index: encoding, searching, passages, and why a passage was found. Blocking; knows neither names nor loops."""
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,13 @@ class Hit(NamedTuple):
     pid: int
     id: str
     score: float
+
+
+class Encoded(NamedTuple):
+    """A text's vectors, L2-normalised: as JSON, made where they are so that nobody waits for it, and their shape."""
+
+    json: str
+    shape: tuple[int, int]
 
 
 class Explanation(NamedTuple):
@@ -128,10 +136,22 @@ class OpenedIndex:
             raise UserError("this index was made with a ColBERT checkpoint; only diffusion checkpoints do this")
         return checkpoint
 
-    def vectors(self, texts: Sequence[str], side: Side) -> list[list[list[float]]]:
-        """Each text's vectors, L2-normalised, as the checkpoint encodes that side."""
+    def vectors(self, texts: Sequence[str], side: Side) -> list[Encoded]:
+        """Each text's vectors as the checkpoint encodes that side."""
         encode = self.model.encode_query if side == "query" else self.model.encode_document
-        return [vectors.tolist() for vectors in encode(texts)]
+        found = encode(texts)
+        return [Encoded(json.dumps(vectors.tolist(), separators=(",", ":")), vectors.shape) for vectors in found]
+
+    def tokens(self, texts: Sequence[str], side: Side) -> list[int]:
+        """The most tokens that the model reads for each text, its prompt included: no token is less than a byte."""
+        prompt = self.model.encoder.prompts[side]
+        around = prompt.max_row - prompt.room
+        return [around + min(prompt.room, 4 * len(text)) for text in texts]
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that the model reads for a query and a passage."""
+        return sum(prompt.max_row for prompt in self.model.encoder.prompts.values())
 
     def explain(self, query: str, pid: int) -> Explanation:
         """Raises UnknownError when there is no such passage, UserError as `model`."""

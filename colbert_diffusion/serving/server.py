@@ -15,6 +15,7 @@ try:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .app import create_app
+    from .connections import Connections, most_connections, protocol
     from .metrics import Metrics
 except ImportError as error:
     raise MissingPackageError(
@@ -77,7 +78,8 @@ def run(app: FastAPI, host: str, port: int) -> None:
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
         _Leaving(app, lambda: server.should_exit),
-        log_level="warning",
+        http=protocol(Connections(most_connections())),
+        log_level="error",  # a warning for every malformed request would let strangers fill the disk
         access_log=False,
         ws="none",
         server_header=False,

@@ -1,8 +1,8 @@
 """Indexes by name, searched by many at once: micro-batches, bounded pools, a cache, reloading. Knows nothing about HTTP.
 
 One event loop owns all state. Models run in one thread, searches in a few, and asyncio's own threads read texts and ids
-from a disk that may be slow. More than `Limits.pending` texts at a time are refused, so that nothing grows and whoever is
-accepted is answered soon.
+from a disk that may be slow. More than `Limits.pending` queries at a time are refused, so that nothing grows and whoever is
+accepted is answered soon. Texts to encode wait apart, by their tokens, and run slice by slice behind the queries.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import hashlib
 import math
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,14 +25,19 @@ from torch import Tensor
 from ..checkpoint import Models
 from ..config import Side
 from ..errors import UserError
-from .batching import Batcher, Result
-from .index import Explanation, Hit, OpenedIndex, UnknownError
+from .batching import Background, Batcher
+from .index import Encoded, Explanation, Hit, OpenedIndex, UnknownError
 
+SLICE = 1024  # tokens that are encoded at a time while queries wait: 60 ms of the small checkpoint on one core
 Key = tuple[int, str, int, bytes | None]  # generation of the index, query, k, digest of pids
 
 
 class OverloadedError(UserError):
     """More is waiting than is answered soon; the same request succeeds later."""
+
+
+class BusyEncodingError(UserError):
+    """More tokens wait to be encoded than may; the same request succeeds later, searches do now."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Limits:
     max_k: passages per query.
     query_characters, text_characters: length of a query, of a text to encode; models read far less of both.
     texts: queries of a search, texts to encode, in one request.
-    pending: texts accepted and not answered; about what is answered within the 10 s that clients wait.
+    pending: queries accepted and not answered; about what is answered within the 10 s that clients wait.
+    tokens: of texts to encode that are accepted and not encoded, as many as the model may read of them.
     """
 
     max_k: int = 1000
@@ -50,6 +56,7 @@ class Limits:
     text_characters: int = 20_000
     texts: int = 64
     pending: int = 512
+    tokens: int = 65_536
 
 
 class Observer(Protocol):
@@ -94,7 +101,7 @@ class Service:
         collection: Path | None = None,
     ) -> None:
         self.limits = limits or Limits()
-        self.pending = 0
+        self.pending = self.tokens = 0
         self._observer = observer or Unobserved()
         self._moved: dict[str, Any] = {"checkpoint": checkpoint, "collection": collection}
         self._generation = 0
@@ -107,6 +114,7 @@ class Service:
         half = max(1, torch.get_num_threads() // 2)
         self._encoding = ThreadPoolExecutor(1, "encode", _use_threads, (half,))
         self._searching = ThreadPoolExecutor(2, "search", _use_threads, (half,))
+        self._background = Background(self._encoding, lambda: self.pending > 0)
         self._served: dict[str, _Served] = {}
         for path in paths:
             if (name := path.absolute().name) in self._served:
@@ -175,19 +183,22 @@ class Service:
         self._cache.put(key, hits)
         return hits
 
-    async def encode(self, texts: Sequence[str], side: Side, index: str | None = None) -> list[list[list[float]]]:
-        """Each text's vectors, (vectors, dim). Raises as `search`."""
+    async def encode(self, texts: Sequence[str], side: Side, index: str | None = None) -> list[Encoded]:
+        """Each text's vectors. Raises as `search`, BusyEncodingError instead of OverloadedError."""
         served = self._find(index)
         self._check(texts, "texts", self.limits.text_characters)
-        with self._admitted(len(texts)):
-            return await self._in_model_thread(served.index.vectors, texts, side)
+        tokens = served.index.tokens(texts, side)
+        with self._admitted_tokens(sum(tokens)):
+            slices = [partial(served.index.vectors, texts[a:b], side) for a, b in _slices(tokens)]
+            return [vectors for part in await self._background(slices) for vectors in part]
 
     async def explain(self, query: str, pid: int, index: str | None = None) -> Explanation:
         """Why this passage. Raises as `search`, and UnknownError when there is no such passage."""
         served = self._find(index)
         self._check([query], "queries", self.limits.query_characters)
-        with self._admitted(2):
-            return await self._in_model_thread(served.index.explain, query, pid)
+        with self._admitted_tokens(served.index.longest):
+            [explained] = await self._background([partial(served.index.explain, query, pid)])
+        return explained
 
     async def passage(self, pid: int, index: str | None = None) -> str:
         """A passage's text. Raises UnknownError when there is none."""
@@ -204,12 +215,9 @@ class Service:
         async with self._reloading:
             opening = partial(self._open, path)
             opened = await asyncio.get_running_loop().run_in_executor(None, opening)
-            await self._in_model_thread(opened.warm_up)
+            await asyncio.get_running_loop().run_in_executor(self._encoding, opened.warm_up)
             self._serve(path.name, opened)
         return {"name": path.name, **opened.about()}
-
-    async def _in_model_thread(self, run: Callable[..., Result], *arguments: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._encoding, run, *arguments)
 
     def _check(self, texts: Sequence[str], what: str, characters: int) -> None:
         if not 1 <= len(texts) <= self.limits.texts:
@@ -229,6 +237,34 @@ class Service:
             yield
         finally:
             self.pending -= texts
+
+    @contextmanager
+    def _admitted_tokens(self, tokens: int) -> Iterator[None]:
+        most = self.limits.tokens
+        if tokens > most:
+            raise UserError(
+                f"the texts have up to {tokens:,} tokens that are read, at most {most:,} in one request; send fewer"
+            )
+        if self.tokens + tokens > most:
+            raise BusyEncodingError(
+                f"{self.tokens:,} tokens wait to be encoded, at most {most:,} may, this request has up to {tokens:,}; try again"
+            )
+        self.tokens += tokens
+        try:
+            yield
+        finally:
+            self.tokens -= tokens
+
+
+def _slices(tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Where to cut texts into parts of at most SLICE tokens, one text at least in each."""
+    start, taken = 0, 0
+    for place, count in enumerate(tokens):
+        if place > start and taken + count > SLICE:
+            yield start, place
+            start, taken = place, 0
+        taken += count
+    yield start, len(tokens)
 
 
 class LRU:
