@@ -3,6 +3,7 @@
 Each connection asks a query, waits for the answer and asks the next, so that as many requests are under way as there
 are connections. Queries are distinct until the file ends, and a round ends with it: no cache can help. With
 --repeat 0.5 half of the requests ask again what was asked before (a second row, for servers with a cache).
+--abuse N repeats each round beside N clients of abuse_serving.py, in a process of their own; --kinds says of which.
 --check N asks the first N again, alone, after the rounds and compares pids and scores. Of our own server the mean
 milliseconds of each stage in the round are shown, read from its /metrics.
 
@@ -10,7 +11,8 @@ ColBERT's own server (`server.py` of its repository, GET only) is another server
 with the same index and torch threads, and give its URL.
 
 Usage: bench_serving.py QUERIES URL [URL] [--connections 64] [--seconds 60] [--k 10] [--rounds 1] [--repeat 0]
-                        [--check 0] [--token TOKEN] [--json FILE]
+                        [--abuse 0]
+                        [--kinds KIND ...] [--check 0] [--token TOKEN] [--json FILE]
 """
 
 import argparse
@@ -19,8 +21,11 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit
@@ -46,6 +51,7 @@ class Row(NamedTuple):
     p95: float
     p99: float
     stages: dict[str, float]  # mean milliseconds; of another server none
+    abusive: int = 0  # clients beside
 
 
 class Connection:
@@ -183,15 +189,29 @@ async def check(url: str, kept: dict[str, Answer], options: argparse.Namespace) 
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| server | connections | answered | errors | repeated | queries/s | p50 ms | p95 ms | p99 ms | stages, mean ms |"]
-    lines.append("|" + "---|" * 10)
+    names = ("server", "connections", "abusive", "answered", "errors", "repeated", "queries/s")
+    lines = [f"| {' | '.join(names)} | p50 ms | p95 ms | p99 ms | stages, mean ms |", "|" + "---|" * 11]
     for row in rows:
         means = ", ".join(f"{name} {ms:.1f}" for name, ms in row.stages.items()) or "-"
         lines.append(
-            f"| {row.url} | {row.connections} | {row.answered:,} | {row.errors:,} | {row.repeated:.0%} | {row.per_second:.1f} "
-            f"| {row.p50:.1f} | {row.p95:.1f} | {row.p99:.1f} | {means} |"
+            f"| {row.url} | {row.connections} | {row.abusive} | {row.answered:,} | {row.errors:,} | {row.repeated:.0%} "
+            f"| {row.per_second:.1f} | {row.p50:.1f} | {row.p95:.1f} | {row.p99:.1f} | {means} |"
         )
     return "\n".join(lines)
+
+
+@contextmanager
+def abused(url: str, clients: int, seconds: float, kinds: list[str] | None) -> Iterator[None]:
+    """Abusive clients meanwhile; what was answered to them is printed."""
+    if not clients:
+        yield
+        return
+    script = Path(__file__).with_name("abuse_serving.py")
+    root = urlsplit(url)._replace(path="", query="").geturl()
+    command = [sys.executable, str(script), root, "--clients", str(clients), "--seconds", str(seconds)]
+    with subprocess.Popen([*command, *(["--kinds", *kinds] if kinds else [])]) as process:
+        yield
+        process.wait()
 
 
 async def measure(options: argparse.Namespace) -> list[Row]:
@@ -201,9 +221,11 @@ async def measure(options: argparse.Namespace) -> list[Row]:
     fresh = dict.fromkeys(options.urls, queries)
     for number in range(options.rounds):
         for url in options.urls:
-            row, asked = await load(url, fresh[url], options, number, kept[url])
-            rows.append(row)
-            fresh[url] = [query for query in fresh[url] if query not in asked]
+            for clients in (0, options.abuse) if options.abuse else (0,):
+                with abused(url, clients, options.seconds, options.kinds):
+                    row, asked = await load(url, fresh[url], options, number, kept[url])
+                rows.append(row._replace(abusive=clients))
+                fresh[url] = [query for query in fresh[url] if query not in asked]
     print(table(rows))
     for url in options.urls:
         if kept[url]:
@@ -220,6 +242,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--repeat", type=float, default=0, help="share of requests, below 1")
+    parser.add_argument("--abuse", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+")
     parser.add_argument("--check", type=int, default=0)
     parser.add_argument("--token")
     parser.add_argument("--json", type=Path)

@@ -13,7 +13,8 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 HEADERS = 10.0  # seconds from a connection, or a request's first byte, to the end of its headers
 READING = 30.0  # seconds in which a client takes nothing of an answer
 MOST = 1024  # connections of a process
-SPARED = 64  # file descriptors for everything else: indexes, logs, the page
+ACCEPTED = 4  # connections at a time: asyncio accepts as many as it is let before it sets up the first
+SPARED = 48  # file descriptors for everything else: an index has two, and some connections are being set up or closed
 
 
 def most_connections() -> int:
@@ -27,35 +28,47 @@ def most_connections() -> int:
 
 
 class Connections:
-    """Those of a process. Above the bound, the one whose client has been awaited for longest makes room for a new one.
+    """Those of a process. Above the bound, the one whose client has been awaited for longest makes room for a new one: of those
+    that nothing was ever answered to, then of the others.
 
     A client is awaited until its request is there, body included, while its connection is idle, and while it does not read.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._open: set[asyncio.Transport] = set()
-        self._awaited: dict[asyncio.Transport, None] = {}  # in the order in which that began
+        self._open: dict[asyncio.Transport, bool] = {}  # whether it was ever answered
+        self._awaited: dict[bool, dict[asyncio.Transport, None]] = {False: {}, True: {}}  # in the order in which that began
 
     def opened(self, transport: asyncio.Transport) -> None:
-        self._open.add(transport)
-        self.awaited(transport)
-        if len(self._open) > self.most:  # at the worst the new one itself: every other is being answered
-            oldest = next(iter(self._awaited))
+        if len(self._open) >= self.most:
+            awaited = next((waiting for waiting in self._awaited.values() if waiting), {transport: None})
+            oldest = next(iter(awaited))
             self.closed(oldest)
-            oldest.abort()
+            asyncio.get_running_loop().call_soon(oldest.abort)  # not while asyncio still sets up a new one
+            if oldest is transport:  # every other is being answered
+                return
+        self._open[transport] = False
+        self.awaited(transport)
 
     def awaited(self, transport: asyncio.Transport) -> None:
         if transport in self._open:
-            self._awaited.setdefault(transport)
+            self._awaited[self._open[transport]].setdefault(transport)
+
+    def asked(self, transport: asyncio.Transport) -> None:
+        """The client did its part; the next step is ours."""
+        for awaited in self._awaited.values():
+            awaited.pop(transport, None)
 
     def answered(self, transport: asyncio.Transport) -> None:
-        """The client did its part; the next step is ours."""
-        self._awaited.pop(transport, None)
+        """And waits for the next request."""
+        self.asked(transport)
+        if transport in self._open:
+            self._open[transport] = True
+            self.awaited(transport)
 
     def closed(self, transport: asyncio.Transport) -> None:
-        self._open.discard(transport)
-        self._awaited.pop(transport, None)
+        self.asked(transport)
+        self._open.pop(transport, None)
 
 
 def protocol(connections: Connections) -> type[asyncio.Protocol]:
@@ -79,10 +92,10 @@ def protocol(connections: Connections) -> type[asyncio.Protocol]:
             _cancel(self._deadline)
             self._deadline = None
             if not self.cycle.more_body:
-                connections.answered(self.transport)
+                connections.asked(self.transport)
 
         def on_response_complete(self) -> None:
-            connections.awaited(self.transport)
+            connections.answered(self.transport)
             super().on_response_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -98,7 +111,7 @@ def protocol(connections: Connections) -> type[asyncio.Protocol]:
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            connections.answered(self.transport)
+            connections.asked(self.transport)
             _cancel(self._stalled)
             self._stalled = None
 

@@ -15,7 +15,7 @@ try:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .app import create_app
-    from .connections import Connections, most_connections, protocol
+    from .connections import ACCEPTED, Connections, most_connections, protocol
     from .metrics import Metrics
 except ImportError as error:
     raise MissingPackageError(
@@ -25,6 +25,7 @@ except ImportError as error:
 from .service import Limits, Service
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+BACKLOG = 2048
 GRACE = 30  # seconds that accepted requests have to finish when the process is told to stop
 
 
@@ -73,7 +74,7 @@ def run(app: FastAPI, host: str, port: int) -> None:
         OSError: the address is taken or not ours.
     """
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    listening = socket.create_server((host, port), family=family, backlog=2048)
+    listening = socket.create_server((host, port), family=family)
     # asyncio sets this only where the socket names its protocol; without it small answers wait 40 ms for an acknowledgement
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
@@ -83,14 +84,24 @@ def run(app: FastAPI, host: str, port: int) -> None:
         access_log=False,
         ws="none",
         server_header=False,
+        backlog=ACCEPTED,
         timeout_graceful_shutdown=GRACE,
     )
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     note(f"serving on http://{shown}:{listening.getsockname()[1]}")
-    server = uvicorn.Server(config)
+    server = _Server(config)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a closed terminal is like TERM, unless nohup said otherwise
         signal.signal(signal.SIGHUP, server.handle_exit)
     server.run([listening])
+
+
+class _Server(uvicorn.Server):
+    """asyncio takes one number for how many connections may wait to be accepted and for how many it accepts at a time."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in sockets or ():
+            listening.listen(BACKLOG)
 
 
 class _Leaving:
