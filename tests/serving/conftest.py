@@ -1,5 +1,6 @@
 """One small served index; requests go to the application in this process."""
 
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -49,10 +50,15 @@ def client(served_path: Path) -> Iterator[TestClient]:
 
 
 @contextmanager
-def serving(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process and its URL, on a free port."""
+def serving(*arguments: object, descriptors: int | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its URL, on a free port; `descriptors`: how many files it may open."""
     command = [sys.executable, "-m", "colbert_diffusion", "serve", *map(str, arguments), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+
+    def limit() -> None:
+        if descriptors is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit) as process:
         try:
             if process.stderr is None:
                 raise RuntimeError

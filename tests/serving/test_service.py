@@ -2,10 +2,13 @@
 
 import asyncio
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -14,10 +17,11 @@ from fastapi.testclient import TestClient
 
 from colbert_diffusion import Indexer, UserError
 from colbert_diffusion.serving.app import create_app
-from colbert_diffusion.serving.batching import Batcher
+from colbert_diffusion.serving.batching import REST, Background, Batcher
 from colbert_diffusion.serving.index import OpenedIndex
 from colbert_diffusion.serving.metrics import Metrics
-from colbert_diffusion.serving.service import Limits, OverloadedError, Service
+from colbert_diffusion.serving.service import BusyEncodingError, Limits, OverloadedError, Service
+from colbert_diffusion.serving.service import _slices as slices_of
 
 from ..conftest import make_texts
 from .conftest import TEXTS, MakeClient
@@ -56,6 +60,101 @@ def test_a_failed_batch_fails_its_items_and_no_later_ones() -> None:
     assert isinstance(first, UserError)
     assert isinstance(second, UserError)
     assert third == 2
+
+
+def test_long_work_runs_in_slices_by_turns_and_leaves_waiting_short_work_nine_parts_of_ten() -> None:
+    async def ask(busy: bool) -> tuple[list[str], float]:
+        runs: list[str] = []
+
+        def work(name: str) -> str:
+            runs.append(name)
+            time.sleep(0.01)
+            return name
+
+        with ThreadPoolExecutor(1) as pool:
+            background = Background(pool, lambda: busy)
+            started = perf_counter()
+            jobs = [background([partial(work, f"{name}{i}") for i in range(3)]) for name in "ab"]
+            assert await asyncio.gather(*jobs) == [["a0", "a1", "a2"], ["b0", "b1", "b2"]]
+            return runs, perf_counter() - started
+
+    turns = ["a0", "b0", "a1", "b1", "a2", "b2"]
+    runs, alone = asyncio.run(ask(busy=False))
+    assert runs == turns
+    runs, beside = asyncio.run(ask(busy=True))
+    assert runs == turns
+    assert beside > 6 * 0.01 * (1 + REST) > alone
+
+
+def test_a_slice_that_fails_fails_its_own_caller_alone() -> None:
+    def fail() -> None:
+        raise UserError("no")
+
+    async def ask() -> list[Any]:
+        with ThreadPoolExecutor(1) as pool:
+            background = Background(pool, lambda: False)
+            return list(await asyncio.gather(background([fail, fail]), background([lambda: 1]), return_exceptions=True))
+
+    failed, found = asyncio.run(ask())
+    assert isinstance(failed, UserError)
+    assert found == [1]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "parts"),
+    [
+        ([10], [(0, 1)]),
+        ([512, 512, 1], [(0, 2), (2, 3)]),
+        ([2000, 2000], [(0, 1), (1, 2)]),
+        ([300] * 7, [(0, 3), (3, 6), (6, 7)]),
+    ],
+)
+def test_slices_hold_every_text_once_and_more_than_one_only_within_the_bound(
+    tokens: list[int], parts: list[tuple[int, int]]
+) -> None:
+    assert list(slices_of(tokens)) == parts
+
+
+def test_texts_to_encode_wait_by_their_tokens_and_apart_from_searches(
+    served_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    vectors = OpenedIndex.vectors
+
+    def slow(self: OpenedIndex, *arguments: Any) -> Any:
+        release.wait(30)
+        return vectors(self, *arguments)
+
+    async def ask() -> None:
+        service = Service([served_path], Limits(pending=4, tokens=400))
+        with pytest.raises(UserError, match="tokens that are read, at most 400 in one request"):
+            await service.encode(["word " * 100] * 64, "passage")
+        waiting = asyncio.create_task(service.encode(["word " * 100] * 6, "passage"))
+        await asyncio.sleep(0.05)
+        held = service.tokens
+        assert 6 * 40 < held <= 400
+        with pytest.raises(BusyEncodingError, match=f"{held} tokens wait to be encoded, at most 400 may"):
+            await service.encode(["word " * 100] * 6, "passage")
+        assert service.pending == 0
+        searching = asyncio.create_task(service.search(TEXTS[:4], 3))
+        release.set()
+        assert len(await searching) == 4
+        assert [text.shape for text in await waiting] == [(8, 16)] * 6
+        assert service.tokens == 0
+        service.close()
+
+    monkeypatch.setattr(OpenedIndex, "vectors", slow)
+    asyncio.run(ask())
+
+
+def test_busy_encoding_is_429_with_the_limit_and_retry_after(served_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Service, "tokens", property(lambda self: 65_500, lambda self, value: None), raising=False)
+    with TestClient(create_app(Service([served_path]), Metrics())) as client:
+        refused = client.post("/api/encode", json={"texts": ["cat " * 50]})
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        assert "65,500 tokens wait to be encoded, at most 65,536 may" in refused.json()["error"]
+        assert client.get("/api/search", params={"query": "cat"}).status_code == 200
 
 
 def test_answers_under_load_equal_the_same_answers_alone(served_path: Path, encoded: list[str]) -> None:
