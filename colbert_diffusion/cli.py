@@ -242,11 +242,15 @@ def evaluate(
 
 
 @app.command()
-def verify(index: Annotated[Path, typer.Argument(help="Index folder.", show_default=False)], as_json: Json = False) -> None:
+def verify(
+    index: Annotated[Path, typer.Argument(help="Index folder.", show_default=False)],
+    collection: MovedTexts = None,
+    as_json: Json = False,
+) -> None:
     """Hash every file of an index against its manifest; exit code 1 when one differs."""
     from .seam.opening import verify as differences
 
-    found = differences(index)
+    found = differences(index, collection)
     if as_json:
         print(json.dumps({"index": str(index), "differences": found}))
     else:

@@ -4,6 +4,7 @@ Importing this module imports no colbert, which takes seconds.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,17 +263,28 @@ def _check_given(texts: Any, folder: Path) -> None:
         )
 
 
-def verify(folder: Path) -> list[str]:
+def verify(folder: Path, collection: Any = None) -> list[str]:
     """Hash an index's files and texts; one line per difference, none when all is as it was written.
+
+    Args:
+        collection: its texts, where they moved; None: where they were.
 
     Raises:
         UserError: there is no index, or it has no manifest.
     """
-    return snapshot(folder, _verify)
+    return snapshot(folder, partial(differences, collection=collection))
 
 
-def _verify(folder: Path) -> list[str]:
-    return manifests.verify(folder) + changed_outside(folder)
+def differences(folder: Path, collection: Any = None) -> list[str]:
+    """As `verify`, of a folder that no other takes the place of."""
+    found = manifests.verify(folder)
+    if collection is None:
+        return found + changed_outside(folder)
+    try:
+        open_collection(collection, folder)
+    except UserError as error:
+        found.append(str(error))
+    return found
 
 
 def changed_texts(folder: Path) -> list[str]:

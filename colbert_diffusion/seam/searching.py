@@ -24,13 +24,12 @@ from ..errors import UserError
 from ..ids import Ids
 from ..lines import LineFile
 from ..manifest import check_sizes, read_manifest
-from ..manifest import verify as file_differences
 from .binding import install
 from .extensions import find_ninja
 from .opening import (
     METADATA_FILE,
-    changed_outside,
     checkpoint_of,
+    differences,
     index_config,
     index_folder,
     open_collection,
@@ -90,7 +89,7 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
     ) -> None:
         """Everything that a search will need is read here: the folder may be another index a moment later."""
         built_with = index_config(folder)
-        if verify and (found := differences(folder)):
+        if verify and read_manifest(folder) is not None and (found := differences(folder, collection)):
             raise UserError(f"{folder} is damaged ({'; '.join(found[:3])}); restore the files or rebuild the index")
         check_sizes(folder)
         texts = open_collection(collection, folder)
@@ -293,11 +292,6 @@ def _all(candidates: Tensor) -> Tensor:
 
 def _ranking(k: int, pids: list[int], scores: list[float]) -> Ranking:
     return pids[:k], list(range(1, len(pids[:k]) + 1)), scores[:k]
-
-
-def differences(folder: Path) -> list[str]:
-    """As `opening.verify`, of a folder that may have no manifest."""
-    return [] if read_manifest(folder) is None else file_differences(folder) + changed_outside(folder)
 
 
 @contextmanager

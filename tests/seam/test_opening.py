@@ -289,3 +289,19 @@ def test_a_damaged_json_file_is_one_line(name: str, damage: bytes, monday: Path)
 def test_the_checkpoint_given_must_be_the_one_the_index_was_built_with(monday: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         checkpoint_of(monday, index_config(monday), str(tmp_path / "nowhere"))
+
+
+def test_an_index_whose_texts_moved_verifies_and_opens_verified_when_given_their_new_place(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    texts = Path(write_tsv(tmp_path / "texts.tsv", make_texts(40, seed=1)))
+    index = build(tmp_path / "outside", tiny_checkpoint, str(texts))
+    moved = texts.rename(tmp_path / "moved.tsv")
+    assert verify(index) == [f"{texts}: missing, it holds the texts"]
+    assert verify(index, moved) == []
+    assert opened(index, collection=str(moved), verify=True).search(QUERY, k=1)[0]
+    moved.write_text(moved.read_text().replace("the", "a"))
+    [difference] = verify(index, moved)
+    assert "not the 40" in difference
+    with pytest.raises(UserError, match="damaged"):
+        opened(index, collection=str(moved), verify=True)
