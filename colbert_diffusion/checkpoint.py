@@ -1,5 +1,6 @@
 """DiffusionCheckpoint: a checkpoint folder as an encoder, with the surface that ColBERT calls. Never imports colbert."""
 
+import warnings
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -17,7 +18,7 @@ from .backbones.loading import load_backbone
 from .collection import as_texts
 from .config import COLBERT_FILE, VECTORS, Side
 from .encoder import Encoder
-from .errors import UserError
+from .errors import CutTextWarning, UserError
 from .heads import PredictionHead, load_head
 from .identity import identify
 from .progress import Progress, progress_bar
@@ -59,6 +60,7 @@ class DiffusionCheckpoint:
         self.identity = identify(path, device=device, dtype=dtype)
         self.path, self.config = self.identity.path, self.identity.config
         self.verbose = verbose
+        self._told: set[Side] = set()  # that texts are cut
         check_dim(colbert_config, self.config.dim, self.path)
         backbone = load_backbone(
             self.identity.backbone_path,
@@ -97,13 +99,21 @@ class DiffusionCheckpoint:
         return self._encode_all(documents, "passage", show_progress_bar)
 
     def iter_document(self, documents: Iterable[str], progress: Progress | None = None) -> Iterator[Vectors]:
-        """As `encode_document`, one by one from any iterable and in bounded memory."""
+        """As `encode_document`, one by one from any iterable and in bounded memory; `cut_documents` tells what was cut."""
         return self.encoder.encode(documents, "passage", progress=progress)
+
+    def cut_documents(self) -> str | None:
+        """How many passages so far are longer than what is read of each, and how much of them; None: none is."""
+        return self.encoder.cut_texts("passage")
 
     def _encode_all(self, texts: Sequence[str], side: Side, show_progress_bar: bool) -> list[Vectors]:
         texts = as_texts(texts, "queries" if side == "query" else "passages")
         with progress_bar(len(texts), f"encode {side}", show=show_progress_bar) as progress:
-            return list(self.encoder.encode(texts, side, progress=progress))
+            vectors = list(self.encoder.encode(texts, side, progress=progress))
+        if side not in self._told and (cut := self.encoder.cut_texts(side)):
+            self._told.add(side)
+            warnings.warn(cut, CutTextWarning, stacklevel=3)
+        return vectors
 
     def rerank(self, query: str, passages: Sequence[str]) -> list[tuple[int, float]]:
         """Exact MaxSim (DiffRetriever eq. 1): [(position in `passages`, score), ...], best first, ties in input order.

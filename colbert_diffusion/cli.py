@@ -4,14 +4,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import UserError
+from .errors import CutTextWarning, UserError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -451,8 +453,19 @@ def _quiet(ctx: typer.Context) -> Iterator[None]:
         yield
 
 
+def _show_warning(otherwise: Callable[..., None], message: Warning, category: type[Warning], *about: Any) -> None:
+    """Ours in a line, wherever stderr is meanwhile."""
+    from .progress import note
+
+    if issubclass(category, CutTextWarning):
+        note(f"warning: {message}")
+    else:
+        otherwise(message, category, *about)
+
+
 def main() -> None:
     """Entry point of `colbert-diffusion`: errors are one line and exit code 2, a traceback only with --debug."""
+    warnings.showwarning = partial(_show_warning, warnings.showwarning)
     try:
         app(prog_name="colbert-diffusion")
     except Exception as error:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .allocation import merge
-from .backbones.backbone import Backbone
+from .backbones.backbone import Backbone, Cut
 from .config import DiffusionConfig, Side
 from .errors import UserError
 from .heads import PredictionHead
@@ -46,6 +46,7 @@ class Encoder:
         self.readout = get_readout(config)
         self.projection = projection.to(backbone.device)
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(backbone.device.type, BATCH_TOKENS["cuda"])
+        self.cut: dict[Side, Cut] = {"query": Cut(), "passage": Cut()}  # since it was made
         self.prompts: dict[Side, Prompt] = {"query": self._prompt("query"), "passage": self._prompt("passage")}
 
     def _prompt(self, side: Side) -> Prompt:
@@ -104,11 +105,22 @@ class Encoder:
                 ahead = pool.submit(self._next_rows, windows, side)
                 yield from self._encode_rows(rows, side, progress)
 
+    def cut_texts(self, side: Side) -> str | None:
+        """How many texts were longer than what is read of each, for people; None: none was."""
+        cut, room = self.cut[side], self.prompts[side].room
+        if not cut.longer:
+            return None
+        kind = "queries" if side == "query" else "passages"
+        return (
+            f"{cut.longer:,} of {cut.texts:,} {kind} are longer than the {room} tokens that are read of each: the last "
+            f"{1 - cut.read / cut.characters:.0%} of their text changes nothing"
+        )
+
     def rows(self, texts: Sequence[str], side: Side) -> list[Row]:
         """The model's inputs for these texts."""
         prompt = self.prompts[side]
         clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]  # lone surrogates become "?"
-        return [prompt.row(ids) for ids in self.backbone.tokenize(clean, prompt.room)]
+        return [prompt.row(ids) for ids in self.backbone.tokenize(clean, prompt.room, self.cut[side])]
 
     def read(self, rows: Sequence[Row], k: int) -> Tensor:
         """One batch through the model: the states that become vectors, (batch, k, hidden) in the model's dtype."""

@@ -21,7 +21,7 @@ from .errors import UserError
 from .files import is_aside, needing_room, read_json, remove_asides, write_json, written_aside
 from .identity import CheckpointIdentity
 from .locking import writing
-from .progress import Progress, progress_bar
+from .progress import Progress, note, progress_bar
 from .projection import Vectors
 
 FORMAT_VERSION = 1
@@ -34,6 +34,7 @@ class DocumentEncoder(Protocol):
     """What encoding to files needs of a checkpoint."""
 
     def iter_document(self, documents: Sequence[str], progress: Progress | None = None) -> Iterator[Vectors]: ...
+    def cut_documents(self) -> str | None: ...
 
 
 def encode_to(
@@ -141,6 +142,8 @@ def encode_shards(
         for number in todo:
             chunk = texts[number * size : (number + 1) * size]
             _write_shard(_shard_path(folder, number), list(encoder.iter_document(chunk, progress)))
+    if show_progress_bar and (cut := encoder.cut_documents()):
+        note(cut)
 
 
 def mark_complete(folder: Path) -> None:

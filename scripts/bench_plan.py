@@ -61,6 +61,9 @@ class Drawn:
         self.cell, self.draw = cell, np.random.default_rng(0)
         self.centres = _unit(self.draw.standard_normal((CENTRES, cell.dim), dtype=np.float32))
 
+    def cut_documents(self) -> None:
+        """Not told here."""
+
     def iter_document(self, documents: Sequence[str], progress: Progress | None = None) -> Iterator[Vectors]:
         for _ in documents:
             near = self.centres[self.draw.integers(CENTRES, size=self.cell.k)]

@@ -79,6 +79,9 @@ class Part:
             return cut
         return [merged for text in cut for merged in merge(torch.from_numpy(text)[None], self.cell.merge_above)]
 
+    def cut_documents(self) -> None:
+        """Not told here."""
+
     def iter_document(self, documents: Sequence[str], progress: Progress | None = None) -> Iterator[Vectors]:
         return iter(self.encode_document(documents))
 

@@ -1,4 +1,5 @@
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from transformers import BertForMaskedLM
 from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig, default_checkpoint
 from colbert_diffusion.checkpoint import Models, VectorCheckpoint, open_checkpoint, sharing
 from colbert_diffusion.config import HEAD_FILE
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.errors import CutTextWarning, UserError
 from colbert_diffusion.identity import identify
 from colbert_diffusion.vectors import encode_to
 
@@ -155,3 +156,22 @@ def test_without_a_head_or_masks_words_are_refused_in_one_line(tiny_config: Diff
     base.save(tmp_path / "base")
     with pytest.raises(UserError, match="no prediction head"):
         DiffusionCheckpoint(tmp_path / "base").predict_words(["a"])
+
+
+def test_texts_that_are_cut_are_told_of_once_with_how_many_and_how_much(tiny_checkpoint: Path) -> None:
+    checkpoint = DiffusionCheckpoint(tiny_checkpoint)
+    room = checkpoint.encoder.prompts["passage"].room
+    short, long = " ".join(["cat"] * room), " ".join(["cat"] * 4 * room)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checkpoint.encode_document([short])
+    told = rf"1 of 3 passages are longer than the {room} tokens that are read of each: the last 75% of their text"
+    with pytest.warns(CutTextWarning, match=told):
+        cut = checkpoint.encode_document([short, long])[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.allclose(checkpoint.encode_document([long])[0], cut, atol=1e-6)
+    assert checkpoint.cut_documents() is not None
+    assert np.allclose(checkpoint.encode_document([short])[0], cut, atol=1e-6)
+    with pytest.warns(CutTextWarning, match="1 of 1 queries"):
+        checkpoint.encode_query([long])

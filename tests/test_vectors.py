@@ -169,3 +169,13 @@ def test_settings_that_are_missing_beside_vectors_are_written_again(checkpoint: 
 def test_two_encodings_into_one_folder_exclude_each_other(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
     with writing(tmp_path / "v"), pytest.raises(UserError, match="is being written by process"):
         encode_to(tmp_path / "v", checkpoint.identity, lambda: checkpoint, TEXTS)
+
+
+def test_how_many_passages_are_cut_is_told_once_at_the_end(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fresh = DiffusionCheckpoint(tiny_checkpoint, verbose=0)
+    texts = [*TEXTS, "cat " * 500]
+    encode_to(tmp_path / "v", fresh.identity, lambda: fresh, texts, show_progress_bar=True)
+    [told] = [line for line in capsys.readouterr().err.splitlines() if "are longer than" in line]
+    assert told.startswith("1 of 26 passages are longer")

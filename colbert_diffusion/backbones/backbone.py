@@ -20,6 +20,16 @@ def _beginning(text: str, tokens: int) -> str:
     return text if cut <= 0 else text[:cut]
 
 
+@dataclass
+class Cut:
+    """How many texts were longer than what is read of each, and how much of these was."""
+
+    texts: int = 0
+    longer: int = 0
+    characters: int = 0
+    read: int = 0
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A transformers base model (no prediction head) with its tokenizer.
@@ -58,10 +68,13 @@ class Backbone:
         config = self.model.config
         return int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
 
-    def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+    def tokenize(self, texts: Sequence[str], max_length: int | None = None, cut: Cut | None = None) -> list[list[int]]:
         """Token ids without any added token, cut to `max_length`; of a long text only its beginning is read.
 
         Special-token strings inside a text become their ids, as in the reference.
+
+        Args:
+            cut: counts the texts that were cut.
         """
         if not texts:
             return []
@@ -70,7 +83,14 @@ class Backbone:
         ids = self._ids([_beginning(text, max_length) for text in texts], max_length + MARGIN)
         for place, text in enumerate(texts):  # too few tokens of a beginning: a book of rare characters, or one long word
             if len(ids[place]) < max_length + MARGIN and len(_beginning(text, max_length)) < len(text):
-                [ids[place]] = self._ids([text], max_length)
+                [ids[place]] = self._ids([text], max_length + 1)
+        if cut is not None:
+            cut.texts += len(texts)
+            for text, own in zip(texts, ids, strict=True):
+                if len(own) > max_length:
+                    cut.longer += 1
+                    cut.characters += len(text)
+                    cut.read += min(len(text), len(str(self.tokenizer.decode(own[:max_length]))))
         return [own[:max_length] for own in ids]
 
     def _ids(self, texts: Sequence[str], max_length: int | None) -> list[list[int]]:
