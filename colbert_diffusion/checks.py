@@ -2,6 +2,7 @@
 
 import operator
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from .errors import UserError
@@ -13,6 +14,12 @@ def is_number(value: object, least: float = -LARGEST, most: float = LARGEST, *, 
     """Whether a value read from JSON is a finite number in a range; true and false are none."""
     kinds = int if whole else (int, float)
     return isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most
+
+
+def listed(names: Iterable[object]) -> str:
+    """The first of some names that anyone may have chosen, for a line that people read."""
+    shown = [f"{name!r:.40}" for name in names]
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
 
 
 def whole_number(name: str, value: Any) -> int:

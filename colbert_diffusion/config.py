@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .checks import is_number
+from .checks import is_number, listed
 from .errors import UserError
 from .files import read_json, write_json
 
@@ -84,7 +84,9 @@ def check_colbert_file(folder: Path) -> None:
         return
     content = read_json(path)
     if unknown := sorted(set(content) - set(COLBERT_FIELDS)):
-        raise UserError(f"{path} has fields {unknown} that no checkpoint decides; remove them, {[*COLBERT_FIELDS]} may stay")
+        raise UserError(
+            f"{path} has fields {listed(unknown)} that no checkpoint decides; remove them, {[*COLBERT_FIELDS]} may stay"
+        )
 
     for name, value in content.items():
         kind = COLBERT_FIELDS[name]
@@ -270,7 +272,7 @@ class DiffusionConfig:
             raise UserError(f"{source} has format_version {version}, this version of colbert_diffusion reads {FORMAT_VERSION}")
         unknown = sorted(set(content) - {f.name for f in fields(cls)})
         if unknown:
-            raise UserError(f"{source} has unknown fields {unknown}; upgrade colbert_diffusion or remove them")
+            raise UserError(f"{source} has unknown fields {listed(unknown)}; upgrade colbert_diffusion or remove them")
         if "backbone" not in content:
             raise UserError(f"{source} names no backbone; add a hub id, a path or package:<module>/<subpath>")
         values = dict(content)
@@ -350,7 +352,11 @@ def _from_released(folder: Path) -> DiffusionConfig:
         )
     except KeyError as error:
         supported = sorted(RELEASED_FAMILIES)
-        raise UserError(f"{source}: {error} is missing or not supported; supported model_type: {supported}") from error
+        raise UserError(f"{source}: {error!s:.60} is missing or not supported; supported model_type: {supported}") from error
+    except UserError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{source} has a value of the wrong type: {' '.join(str(error).split()):.200}") from error
 
 
 RELEASED_FAMILIES = {"dream": "dream", "llada1": "llada", "llada15": "llada"}

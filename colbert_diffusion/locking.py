@@ -166,11 +166,13 @@ def _errno(error: BaseException) -> int:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes() or b"{}")
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _holder(path: Path) -> str:
     content = _read(path)
-    return f"process {content['pid']} on {content['host']}" if {"pid", "host"} <= set(content) else "another process"
+    return (
+        f"process {content['pid']!s:.20} on {content['host']!s:.80}" if {"pid", "host"} <= set(content) else "another process"
+    )

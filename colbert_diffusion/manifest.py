@@ -59,7 +59,7 @@ def _faults(manifest: Mapping[str, Any]) -> list[str]:
         if not isinstance(manifest.get(field, {}), dict):
             found.append(f"its {field} is no object")
     texts = manifest.get(TEXTS)
-    if texts is not None and not (isinstance(texts.get("size"), int) and isinstance(texts.get("sha256"), str)):
+    if isinstance(texts, dict) and not (isinstance(texts.get("size"), int) and isinstance(texts.get("sha256"), str)):
         found.append("no size and sha256 of its texts")
     return found
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from .checks import is_number, listed
 from .collection import collection_fingerprint
 from .config import COLBERT_FILE, VECTORS_FILE, check_colbert_file
 from .errors import UserError
@@ -28,6 +29,10 @@ FORMAT_VERSION = 1
 SHARD = 10_000  # passages; at k=16, dim=128 a shard is 41 MB
 HASH = "sha256"  # a shard's own, in its header
 REMEDY = "delete this file and run the same command again: only its passages are encoded anew"
+
+
+TEXTS = ("checkpoint", "checkpoint_fingerprint", "dtype", "collection_fingerprint")
+NUMBERS = {"passages": 2**40, "shard": 2**30, "dim": 2**16}  # from 1 on
 
 
 class DocumentEncoder(Protocol):
@@ -65,6 +70,16 @@ def is_claimed_by(folder: Path, identity: CheckpointIdentity, texts: Sequence[st
     """Whether the folder holds these texts' vectors by this checkpoint, complete or not."""
     path = folder / VECTORS_FILE
     return path.is_file() and not _differing(path, identity, texts)
+
+
+def _fits(name: str, about: Mapping[str, Any]) -> bool:
+    """Whether a field of a manifest is what its readers rely on."""
+    if name in NUMBERS:
+        return is_number(about.get(name), 1, NUMBERS[name], whole=True)
+    if name == "shards":  # since version 0.2
+        hashes = about.get(name, [])
+        return isinstance(hashes, list) and all(entry is None or isinstance(entry, str) for entry in hashes)
+    return isinstance(about.get(name), str)
 
 
 def _describe(identity: CheckpointIdentity, texts: Sequence[str]) -> dict[str, Any]:
@@ -198,7 +213,9 @@ class VectorFiles:
         check_colbert_file(folder)
         if about.get("format_version") != FORMAT_VERSION:
             version = about.get("format_version")
-            raise UserError(f"{folder / VECTORS_FILE} has format_version {version}, expected {FORMAT_VERSION}")
+            raise UserError(f"{folder / VECTORS_FILE} has format_version {version!r:.40}, expected {FORMAT_VERSION}")
+        if wrong := [name for name in (*TEXTS, *NUMBERS, "shards") if not _fits(name, about)]:
+            raise UserError(f"{folder / VECTORS_FILE} is damaged (its {listed(wrong)}); restore it or encode again")
         if not about.get("complete"):
             raise UserError(f"{folder} is incomplete; run the same `colbert-diffusion encode` again, it goes on from there")
         self.checkpoint: str = about["checkpoint"]

@@ -3,7 +3,6 @@
 Importing this module imports no colbert, which takes seconds.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ..checks import is_number
 from ..collection import COLLECTION_FILE, Passages, as_texts, collection_fingerprint, read_collection
 from ..config import CHECKPOINT, RELEASED, check_colbert_file, layout_of
 from ..errors import UserError
-from ..files import read_json
+from ..files import parse_json, read_json
 from ..identity import identify
 from ..manifest import TEXTS, read_manifest
 from ..stamps import sha256_of
@@ -66,7 +65,7 @@ def index_metadata(folder: Path) -> dict[str, Any]:
         _check_config(config, path)
     if not isinstance(config, dict) or not {"checkpoint", "collection"} <= config.keys():
         raise UserError(f"{path} is damaged (no config with checkpoint and collection); restore it or rebuild the index")
-    if bad := [name for name in COUNTS if not isinstance(about.get(name), int)]:
+    if bad := [name for name in COUNTS if not is_number(about.get(name), 0, whole=True)]:
         raise UserError(f"{path} is damaged (no number for {', '.join(bad)}); restore it or rebuild the index")
     return about
 
@@ -89,7 +88,7 @@ def removed_pids(folder: Path) -> list[int]:
     if not path.is_file():
         return []
     pids = read_json(path).get("pids")
-    if not isinstance(pids, list) or not all(isinstance(pid, int) for pid in pids):
+    if not isinstance(pids, list) or not all(is_number(pid, 0, whole=True) for pid in pids):
         raise UserError(f"{path} is damaged (no list of pids); restore it or rebuild the index")
     return pids
 
@@ -100,10 +99,10 @@ def all_doclens(folder: Path) -> list[list[int]]:
     for chunk in range(index_metadata(folder)["num_chunks"]):
         path = folder / f"doclens.{chunk}.json"
         try:
-            lengths = json.loads(path.read_text())
+            lengths = parse_json(path.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is missing or damaged ({error}); restore it or rebuild the index") from error
-        if not isinstance(lengths, list) or not all(isinstance(length, int) for length in lengths):
+        if not isinstance(lengths, list) or not all(is_number(length, 0, whole=True) for length in lengths):
             raise UserError(f"{path} is damaged (no list of numbers); restore it or rebuild the index")
         doclens.append(lengths)
     return doclens

@@ -1,7 +1,6 @@
 """ColBERT's Searcher with guards: settings chosen for few vectors on every call, ranks as long as the results."""
 
 import copy
-import json
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from ..checkpoint import sharing_at_least
 from ..checks import whole_number, whole_numbers
 from ..collection import as_texts, read_queries
 from ..errors import UserError
+from ..files import parse_json
 from ..ids import Ids
 from ..lines import LineFile
 from ..manifest import check_sizes, read_manifest
@@ -266,7 +266,14 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
             raise UserError(f"{self.index} stores no metadata to filter by; build it with Indexer.index(..., metadata=[...])")
         if len(lines) != len(self.ranker.doclens):
             raise UserError(f"{lines.path} has {len(lines)} entries for {len(self.ranker.doclens)} passages; rebuild the index")
-        return [json.loads(line) for line in lines]
+        return [self._about(pid, line) for pid, line in enumerate(lines)]
+
+    def _about(self, pid: int, line: bytes) -> dict[str, Any]:
+        try:
+            about: dict[str, Any] = parse_json(line.decode("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{METADATA_FILE}, line {pid + 1}: not JSON ({error}); restore it or rebuild the index") from error
+        return about
 
 
 def _as_queries(queries: Any) -> Any:

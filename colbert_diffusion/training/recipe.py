@@ -1,13 +1,12 @@
 """Everything that decides a training run besides its data: one frozen dataclass, written into the checkpoint."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from ..errors import UserError
-from ..files import read_json
+from ..files import parse_json, read_json
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,9 @@ def _typed(name: str, value: Any, wanted: Any) -> Any:
         return None if value in (None, "none") else str(value)
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise UserError(f"recipe field {name}: {value!r} is no {getattr(wanted, '__name__', wanted)}") from error
+            value = parse_json(value)
+        except ValueError as error:
+            raise UserError(f"recipe field {name}: {value!r:.60} is no {getattr(wanted, '__name__', wanted)}") from error
     if wanted == tuple[int, ...]:
         if isinstance(value, list | tuple) and all(type(item) is int and item > 0 for item in value):
             return tuple(value)
