@@ -3,10 +3,12 @@
 import operator
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from .errors import UserError
 
+NAME_MAX = 255  # bytes
 LARGEST = sys.float_info.max
 
 
@@ -14,6 +16,12 @@ def is_number(value: object, least: float = -LARGEST, most: float = LARGEST, *, 
     """Whether a value read from JSON is a finite number in a range; true and false are none."""
     kinds = int if whole else (int, float)
     return isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most
+
+
+def is_file_name(name: object) -> bool:
+    """Whether a text from a file names another file of its own folder, in a way that every system can look for."""
+    plain = isinstance(name, str) and Path(name).name == name != ".." and name.isprintable()
+    return plain and len(str(name).encode()) <= NAME_MAX
 
 
 def listed(names: Iterable[object]) -> str:

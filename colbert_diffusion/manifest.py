@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .checks import is_file_name
 from .errors import UserError
 from .files import read_json, write_json
 from .stamps import sha256_of
@@ -53,7 +54,7 @@ def _faults(manifest: Mapping[str, Any]) -> list[str]:
     found = []
     for name, entry in files.items():
         whole = isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
-        if not whole or name != Path(name).name:
+        if not whole or not is_file_name(name):
             found.append(f"no size and sha256 of a file {name!r:.60}")
     for field in ("build", "update", TEXTS):
         if not isinstance(manifest.get(field, {}), dict):

@@ -1,10 +1,9 @@
 """Every file that somebody else may have written, changed at random: readers give a value or a UserError, soon and in little
 memory. Exits with 1 when one did anything else, and prints the input.
 
-Inputs are good files with bytes and JSON values replaced, repeated, cut and spliced. With --atheris (pip install atheris) they
-are grown by coverage instead.
+Inputs are good files with bytes and JSON values replaced, repeated, cut and spliced; grow_readers.py grows them by coverage.
 
-Usage: fuzz_readers.py [--inputs 500000] [--seed 0] [--only NAME ...] [--atheris]
+Usage: fuzz_readers.py [--inputs 500000] [--seed 0] [--only NAME ...]
 """
 
 import argparse
@@ -278,7 +277,7 @@ def fuzz(names: list[str], inputs: int, seed: int) -> int:
     """Inputs that failed."""
     draw, counts, failed, slowest = random.Random(seed), Counter[tuple[str, str]](), 0, 0.0
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         room = Room(Path(folder))
         for number in range(inputs):
             name = names[number % len(names)]
@@ -302,27 +301,8 @@ def fuzz(names: list[str], inputs: int, seed: int) -> int:
     return failed + (grown > GROWTH)
 
 
-def _memory() -> str | None:
+def memory_folder() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-
-def grow(names: list[str], inputs: int, seed: int) -> None:
-    """By coverage; ends the process."""
-    import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
-
-    with tempfile.TemporaryDirectory(dir=_memory()) as folder:
-        room, corpus = Room(Path(folder)), Path(folder) / "corpus"
-        corpus.mkdir()
-        for number, name in enumerate(names):
-            (corpus / str(number)).write_bytes(bytes([number]) + READERS[name].good)
-
-        def one(data: bytes) -> None:
-            if data:
-                room.read(names[data[0] % len(names)], data[1:])
-
-        atheris.instrument_all()
-        atheris.Setup([sys.argv[0], str(corpus), f"-runs={inputs}", f"-seed={seed + 1}", "-max_len=4096"], one)
-        atheris.Fuzz()
 
 
 def main() -> None:
@@ -330,11 +310,8 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=500_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=READERS, default=[*READERS])
-    parser.add_argument("--atheris", action="store_true")
     options = parser.parse_args()
-    if options.atheris:
-        grow(options.only, options.inputs, options.seed)
-    elif fuzz(options.only, options.inputs, options.seed):
+    if fuzz(options.only, options.inputs, options.seed):
         sys.exit(1)
 
 

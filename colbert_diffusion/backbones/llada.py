@@ -56,5 +56,5 @@ LLADA = Family(
         "input_emb_norm": False,
     },
     tokenizer="PreTrainedTokenizerFast",
-    mask_token="<|mdm_mask|>",
+    mask_token="<|mdm_mask|>",  # noqa: S106 - of a tokenizer
 )

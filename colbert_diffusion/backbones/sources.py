@@ -5,6 +5,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from ..checks import is_file_name
 from ..errors import MissingPackageError, UserError
 from ..files import read_json
 
@@ -89,7 +90,9 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def _is_inside(name: str) -> bool:
-    return name.isprintable() and not Path(name).is_absolute() and ".." not in Path(name).parts
+    """Of its own folder, or a subfolder."""
+    path = Path(name)
+    return bool(path.parts) and all(map(is_file_name, path.parts))
 
 
 def _in_package(reference: str) -> Path:

@@ -10,7 +10,7 @@ from .optional import need
 from .runs import Run, best
 
 K1, B = 0.9, 0.4  # Anserini's, the literature's baseline
-TOKEN = r"\w+"  # single letters count: "C" is a language; no stop words are left out
+WORD = r"\w+"  # single letters count: "C" is a language; no stop words are left out
 SLICE = 10_000  # texts tokenised at a time
 
 
@@ -24,7 +24,7 @@ def bm25_run(benchmark: Benchmark, depth: int = 1000) -> Run:
     """
     bm25s = need("bm25s", "BM25")
     stemmer = need("Stemmer", "BM25").Stemmer("english")
-    settings = {"token_pattern": TOKEN, "stopwords": [], "stemmer": stemmer, "return_ids": False, "show_progress": False}
+    settings = {"token_pattern": WORD, "stopwords": [], "stemmer": stemmer, "return_ids": False, "show_progress": False}
 
     def tokens(texts: Sequence[str]) -> list[list[str]]:
         found: list[list[str]] = []

@@ -43,7 +43,7 @@ class CheckedScorer(IndexScorer):  # type: ignore[misc]  # colbert has no types
         if not path.exists():
             super()._load_ivf()
             return
-        pids, lengths = torch.load(path, map_location="cpu")
+        pids, lengths = torch.load(path, map_location="cpu", weights_only=True)
         self._refuse(_list_faults(pids, lengths, self.metadata["num_partitions"]))
         self.ivf = StridedTensor(pids, lengths, use_gpu=self.use_gpu)
 

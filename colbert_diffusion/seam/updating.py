@@ -349,7 +349,8 @@ def _inverted(folder: Path, partitions: int, removed: list[int]) -> tuple[Tensor
     """
     chunks = all_doclens(folder)
     doclens = torch.tensor([length for chunk in chunks for length in chunk])
-    codes = torch.cat([torch.load(folder / f"{number}.codes.pt", map_location="cpu") for number in range(len(chunks))])
+    files = [folder / f"{number}.codes.pt" for number in range(len(chunks))]
+    codes = torch.cat([torch.load(file, map_location="cpu", weights_only=True) for file in files])
     live = torch.ones(len(doclens), dtype=torch.bool)
     live[removed] = False
     owners = torch.repeat_interleave(torch.arange(len(doclens)), doclens)
