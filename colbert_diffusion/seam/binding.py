@@ -83,7 +83,7 @@ def _factory(original: Callable[..., Any], *, searches: bool) -> Callable[..., A
     def checkpoint(name: str, colbert_config: Any = None, verbose: int = 3) -> Any:
         if layout_of(name) is None:
             return original(name, colbert_config=colbert_config, verbose=verbose)
-        from ..checkpoint import open_checkpoint
+        from .adapter import open_checkpoint
 
         opened = open_checkpoint(name, colbert_config, verbose)
         if searches:

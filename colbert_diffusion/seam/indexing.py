@@ -20,7 +20,7 @@ from colbert.infra.run import Run
 
 from .. import fingerprint
 from ..backbones.sources import locate
-from ..checkpoint import check_dim, default_checkpoint
+from ..checkpoint import default_checkpoint
 from ..collection import COLLECTION_FILE, Passages, as_texts, collection_fingerprint, read_collection, write_tsv
 from ..config import VECTORS, DiffusionConfig
 from ..errors import MissingPackageError, UserError
@@ -31,6 +31,7 @@ from ..lines import is_derived, keep
 from ..manifest import TEXTS, read_manifest, write_manifest
 from ..progress import note
 from ..vectors import VectorFiles, claim, is_claimed_by
+from .adapter import check_dim
 from .binding import COLBERT_VERSION, install
 from .opening import METADATA_FILE
 from .places import Places, Renew, inside_an_index, is_own

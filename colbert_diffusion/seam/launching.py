@@ -1,16 +1,11 @@
-"""ColBERT's Launcher that notices a dead child, and process groups on machines without a GPU.
-
-ColBERT's own waits for a result that a dead child never sends (infra/launcher.py:72), and with several ranks on CPU it
-divides by the number of GPUs (utils/distributed.py:37).
+"""The parent's side: ColBERT's Launcher that notices a dead child, whose own waits for a result that a dead child never
+sends (infra/launcher.py:72). The child's side is `worker.py`.
 """
 
-import os
 import queue
 import random
-from datetime import timedelta
 from typing import Any, NoReturn
 
-import torch
 import torch.multiprocessing as mp
 from colbert.infra.config import RunConfig
 from colbert.infra.launcher import Launcher as ColBERTLauncher
@@ -18,7 +13,6 @@ from colbert.infra.launcher import Launcher as ColBERTLauncher
 from .worker import Failure, run_rank
 
 POLL_SECONDS = 1.0
-GROUP_TIMEOUT = timedelta(hours=12)  # a rank may wait at a barrier while another clusters
 
 
 class Launcher(ColBERTLauncher):  # type: ignore[misc]  # colbert has no types
@@ -97,15 +91,3 @@ def _raise_cause(processes: list[Any], failure: Failure | None) -> NoReturn:
         failure.raise_here()
     rank, code = next(iter(codes.items()), (0, 0))
     raise RuntimeError(f"rank {rank} ended with code {code}; {again}")
-
-
-def join_group(rank: int, nranks: int) -> None:
-    """On CPU, do what ColBERT does with NCCL on GPUs: join a process group, and make its barrier one of that group."""
-    if nranks == 1 or torch.cuda.is_available() or torch.distributed.is_initialized():
-        return
-    from colbert.utils import distributed
-
-    torch.distributed.init_process_group("gloo", init_method="env://", rank=rank, world_size=nranks, timeout=GROUP_TIMEOUT)
-    distributed.barrier = lambda rank: torch.distributed.barrier()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nranks)))
-    torch.set_num_threads(max(1, torch.get_num_threads() // nranks))

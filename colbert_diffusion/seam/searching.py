@@ -16,7 +16,6 @@ from colbert.infra.config import ColBERTConfig
 from colbert.infra.run import Run
 from torch import Tensor
 
-from ..checkpoint import sharing_at_least
 from ..checks import whole_number, whole_numbers
 from ..collection import as_texts, read_queries
 from ..errors import UserError
@@ -24,6 +23,7 @@ from ..files import parse_json
 from ..ids import Ids
 from ..lines import LineFile
 from ..manifest import check_sizes, read_manifest
+from .adapter import sharing_at_least
 from .binding import install
 from .extensions import find_ninja
 from .opening import (

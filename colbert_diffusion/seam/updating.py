@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .. import fingerprint
-from ..checkpoint import DiffusionCheckpoint, flatten
+from ..checkpoint import DiffusionCheckpoint
 from ..checks import whole_numbers
 from ..collection import COLLECTION_FILE, as_texts, read_collection, write_tsv
 from ..errors import UserError
@@ -23,6 +23,7 @@ from ..ids import IDS_FILE, Ids, as_ids
 from ..lines import keep
 from ..manifest import MANIFEST_FILE, check_sizes, read_manifest, write_manifest
 from ..vectors import encode_to, is_claimed_by
+from .adapter import flatten
 from .binding import install
 from .building import Saver, compress
 from .indexing import check_faiss, metadata_lines, write_lines

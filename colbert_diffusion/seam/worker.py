@@ -5,12 +5,14 @@ import os
 import threading
 import traceback
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, overload
 
 from ..errors import UserError
 
 SEED = 12345  # ColBERT's (infra/launcher.py:99)
+GROUP_TIMEOUT = timedelta(hours=12)  # a rank may wait at a barrier while another clusters
 UNSAFE_LOADING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
@@ -94,7 +96,6 @@ def encode(config: Any, collection: Any, shared_lists: Any, shared_queues: Any, 
 
     from .building import PlaidIndexer
     from .extensions import find_ninja
-    from .launching import join_group
 
     refuse_unsafe_loading()
     find_ninja()
@@ -130,3 +131,20 @@ def refuse_unsafe_loading() -> None:
     """Raises UserError when the environment makes torch unpickle ColBERT's .pt files: a hostile one would run code."""
     if os.environ.get(UNSAFE_LOADING, "").lower() in ("1", "y", "yes", "true"):
         raise UserError(f"{UNSAFE_LOADING} is set: an index's .pt files could run code when loaded; unset it")
+
+
+def join_group(rank: int, nranks: int) -> None:
+    """On CPU, do what ColBERT does with NCCL on GPUs: join a process group, and make its barrier one of that group.
+
+    ColBERT itself divides by the number of GPUs there (utils/distributed.py:37).
+    """
+    import torch
+
+    if nranks == 1 or torch.cuda.is_available() or torch.distributed.is_initialized():
+        return
+    from colbert.utils import distributed
+
+    torch.distributed.init_process_group("gloo", init_method="env://", rank=rank, world_size=nranks, timeout=GROUP_TIMEOUT)
+    distributed.barrier = lambda rank: torch.distributed.barrier()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nranks)))
+    torch.set_num_threads(max(1, torch.get_num_threads() // nranks))

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoint import DiffusionCheckpoint, Models, VectorCheckpoint, sharing
+from ..checkpoint import DiffusionCheckpoint
 from ..config import Side
 from ..errors import UserError
+from ..seam.adapter import Models, VectorCheckpoint, sharing
 from ..seam.searching import Observe, Searcher, as_user_errors
 
 WORDS = 8  # predicted words shown per position

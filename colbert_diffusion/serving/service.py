@@ -22,9 +22,9 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from ..checkpoint import Models
 from ..config import Side
 from ..errors import UserError
+from ..seam.adapter import Models
 from .batching import Background, Batcher
 from .index import Encoded, Explanation, Hit, OpenedIndex, UnknownError
 
