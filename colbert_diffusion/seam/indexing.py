@@ -27,14 +27,14 @@ from ..errors import MissingPackageError, UserError
 from ..files import needing_room, read_json, write_json, written_aside
 from ..identity import CheckpointIdentity, identify
 from ..ids import IDS_FILE, write_ids
-from ..lines import is_derived, keep
+from ..lines import is_derived
 from ..manifest import TEXTS, read_manifest, write_manifest
 from ..progress import note
 from ..vectors import VectorFiles, claim, is_claimed_by
 from .adapter import check_dim
 from .binding import COLBERT_VERSION, install
-from .opening import METADATA_FILE
-from .places import Places, Renew, inside_an_index, is_own
+from .layout import METADATA_FILE, is_own, keep_offsets
+from .places import Places, Renew, inside_an_index
 from .settings import choose_settings, explicit_settings
 from .shape import Shape, check_indexable, check_shape, peak_disk
 from .worker import Pids
@@ -141,9 +141,7 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         self._write_settings(places, pids, stored)
         if lines is not None:
             write_lines(places.index / METADATA_FILE, lines)
-        for file in (COLLECTION_FILE, IDS_FILE, METADATA_FILE):
-            if (places.index / file).is_file():
-                keep(places.index / file)
+        keep_offsets(places.index)
         about: dict[str, Any] = {"build": build}
         if stored.parent != places.index and isinstance(texts, Passages):
             about[TEXTS] = {"path": str(stored), "size": texts.size, "sha256": texts.sha256}

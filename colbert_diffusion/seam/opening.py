@@ -18,10 +18,9 @@ from ..files import parse_json, read_json
 from ..identity import identify
 from ..manifest import TEXTS, read_manifest
 from ..stamps import sha256_of
+from .layout import REMOVED_FILE
 from .places import snapshot
 
-REMOVED_FILE = "deleted.json"  # {"pids": [...]}: they keep their place in the index's files, so that ids are stable
-METADATA_FILE = "passages.jsonl"  # one JSON object per pid
 NUMBERS: dict[str, tuple[float, int]] = {
     "dim": (1, 2**16),
     "nbits": (1, 8),

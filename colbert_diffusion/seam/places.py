@@ -23,21 +23,10 @@ from ..files import is_aside, is_full, link, put_in_place, read_json, remove, re
 from ..locking import BusyError, Lock, left_behind, writing
 from ..manifest import MANIFEST_FILE, read_manifest
 from ..stamps import sha256_of
+from .layout import OFFSETS, PLAN_FILES, chunk_of, is_own, is_stock, kind_of
 
 BUILD_FILE = "build.json"
 SWAPPING = "swapping"  # its field while a complete index is taking its place: what tells that one from the old
-OWN_FILE = re.compile(  # what ColBERT and we write into an index; anything else in one is somebody's own
-    r"(\d+\.(codes|residuals)\.pt|doclens\.\d+\.json|(\d+\.)?metadata\.json|plan\.json|centroids\.pt|buckets\.pt"
-    r"|avg_residual\.pt|ivf(\.pid)?\.pt|sample\.\d+\.pt|(collection\.tsv|passages\.jsonl|ids\.txt)(\.lines)?|index\.json"
-    r"|deleted\.json)"
-)
-TEMPORARY = re.compile(r"sample\.\d+\.pt")  # of a build
-DERIVED = re.compile(r".*\.lines")
-NUMBERED = re.compile(r"(?:doclens\.)?(\d+)\.(?:codes\.pt|residuals\.pt|json|metadata\.json)")
-STOCK = re.compile(  # what ColBERT's own indexer writes
-    r"(\d+\.(codes|residuals)\.pt|doclens\.\d+\.json|(\d+\.)?metadata\.json|plan\.json|centroids\.pt|buckets\.pt"
-    r"|avg_residual\.pt|ivf(\.pid)?\.pt|sample\.\d+\.pt)"
-)
 PATIENCE = 30.0  # seconds a reader goes on when an index is replaced again and again
 GAP = 0.01  # seconds until a missing index is looked for again: it may be between two renames
 
@@ -177,9 +166,9 @@ class Places:
                     f"{point} is a mount point and cannot be replaced; build the index in a folder below or beside it"
                 )
         for path in self.target.iterdir():
-            if path.name in (own or ()) or DERIVED.fullmatch(path.name):
+            if path.name in (own or ()) or path.name.endswith(OFFSETS):
                 continue
-            if OWN_FILE.fullmatch(path.name):
+            if kind_of(path.name):
                 raise UserError(f"{path} is not the index's own and has the name of one of its files; move it elsewhere")
             for inner in [path, *(path.rglob("*") if path.is_dir() and not path.is_symlink() else ())]:
                 _check_carriable(inner)
@@ -277,7 +266,7 @@ class Places:
 
 def _sign_of(folder: Path) -> str | None:
     """What tells one index from another."""
-    paths = (folder / name for name in (MANIFEST_FILE, "metadata.json"))
+    paths = (folder / name for name in (MANIFEST_FILE, PLAN_FILES[0]))
     return next((sha256_of(path) for path in paths if path.is_file()), None)
 
 
@@ -329,45 +318,35 @@ def _identity(folder: Path) -> tuple[Any, ...] | None:
     except OSError:
         return None
     content = []
-    for name in (MANIFEST_FILE, "metadata.json"):
+    for name in (MANIFEST_FILE, PLAN_FILES[0]):
         with suppress(OSError):
             content.append((folder / name).read_bytes())
     return about.st_dev, about.st_ino, *content
 
 
-def is_own(name: str) -> bool:
-    """Whether an index may have a file of this name."""
-    return OWN_FILE.fullmatch(name) is not None and TEMPORARY.fullmatch(name) is None
-
-
 def own_files(folder: Path) -> set[str] | None:
     """The files in a folder that are an index's own, by its manifest or by a stock ColBERT index's plan; None: no index."""
     names = {path.name for path in folder.iterdir()}
-    own = STOCK
+    own: Callable[[str], object] = is_stock
     try:
         manifest = read_manifest(folder)
         if manifest is not None:
-            return {name for name in names & {*manifest["files"], MANIFEST_FILE} if OWN_FILE.fullmatch(name)}
+            return {name for name in names & {*manifest["files"], MANIFEST_FILE} if kind_of(name)}
     except UserError:  # damaged, but ours
-        own = OWN_FILE
-    for plan in ("metadata.json", "plan.json"):
+        own = kind_of
+    for plan in PLAN_FILES:
         with suppress(UserError, OSError):
             content = read_json(folder / plan)
             chunks = content.get("num_chunks")
             if isinstance(content.get("config"), dict) and isinstance(chunks, int):
-                return {name for name in names if own.fullmatch(name) and _number(name) < chunks}
+                return {name for name in names if own(name) and ((chunk := chunk_of(name)) is None or chunk < chunks)}
     return None
-
-
-def _number(name: str) -> int:
-    found = NUMBERED.fullmatch(name)
-    return int(found[1]) if found else -1
 
 
 def inside_an_index(path: Path) -> bool:
     """Whether a file lies in an index's folder or in a work folder: it may be gone when that index is."""
     for folder in path.resolve().parents:
-        marks = (MANIFEST_FILE, "metadata.json", "plan.json")
+        marks = (MANIFEST_FILE, *PLAN_FILES)
         if folder.name.endswith(".partial") and (folder / BUILD_FILE).is_file():
             return True
         if any((folder / mark).is_file() for mark in marks):
@@ -398,7 +377,7 @@ def _check_carriable(path: Path) -> None:
 def _carry(old: Path, new: Path) -> None:
     """Take over what is in an index's folder and not its own, unless it is there; links stay links."""
     for path in old.iterdir():
-        if not OWN_FILE.fullmatch(path.name):
+        if not kind_of(path.name):
             _carry_one(path, new / path.name)
 
 

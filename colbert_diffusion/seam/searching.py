@@ -26,8 +26,8 @@ from ..manifest import check_sizes, read_manifest
 from .adapter import sharing_at_least
 from .binding import install
 from .extensions import find_ninja
+from .layout import METADATA_FILE
 from .opening import (
-    METADATA_FILE,
     checkpoint_of,
     differences,
     index_config,

@@ -20,16 +20,14 @@ from ..errors import UserError
 from ..files import link, needing_room, read_json, remove, write_json
 from ..identity import identify
 from ..ids import IDS_FILE, Ids, as_ids
-from ..lines import keep
 from ..manifest import MANIFEST_FILE, check_sizes, read_manifest, write_manifest
 from ..vectors import encode_to, is_claimed_by
 from .adapter import flatten
 from .binding import install
 from .building import Saver, compress
 from .indexing import check_faiss, metadata_lines, write_lines
+from .layout import METADATA_FILE, REMOVED_FILE, is_own, keep_offsets, kind_of
 from .opening import (
-    METADATA_FILE,
-    REMOVED_FILE,
     all_doclens,
     changed_texts,
     checkpoint_of,
@@ -39,15 +37,13 @@ from .opening import (
     open_collection,
     removed_pids,
 )
-from .places import BUILD_FILE, Places, is_own, own_files, snapshot
+from .places import BUILD_FILE, Places, own_files, snapshot
 from .settings import NAMES, choose_settings
 from .shape import CHUNK, KMEANS_STEPS
 from .worker import refuse_unsafe_loading
 
 PLANNED = ("config", "num_chunks", "num_partitions")
 # Made anew; an update links every other file of the old index into the new one.
-REWRITTEN = {"metadata.json", "plan.json", "ivf.pt", "ivf.pid.pt", MANIFEST_FILE}
-REWRITTEN |= {name + end for name in (COLLECTION_FILE, METADATA_FILE, IDS_FILE) for end in ("", ".lines")} | {REMOVED_FILE}
 BUILT = "built"  # the manifest's field for what the first build had: {"passages", "partitions"}
 
 
@@ -237,11 +233,11 @@ class IndexUpdater:
             write_lines(new / IDS_FILE, chain(_lines(old / IDS_FILE), self._added_ids))
         if gone:
             write_json(new / REMOVED_FILE, {"pids": sorted(gone)})
-        for name in (own_files(old) or set()) - REWRITTEN:
-            link(old / name, new / name)
-        for name in (COLLECTION_FILE, METADATA_FILE, IDS_FILE):
-            if (new / name).is_file():
-                keep(new / name)
+        for name in own_files(old) or ():
+            kind = kind_of(name)
+            if kind is not None and kind.update != "rewritten":
+                link(old / name, new / name)
+        keep_offsets(new)
 
         about = index_metadata(old)
         partitions = about["num_partitions"]

@@ -13,7 +13,7 @@ from colbert_diffusion import DiffusionCheckpoint, Indexer, IndexUpdater, Search
 from colbert_diffusion.backbones.sources import locate
 from colbert_diffusion.errors import MissingPackageError, UserError
 from colbert_diffusion.manifest import write_manifest
-from colbert_diffusion.seam.places import is_own
+from colbert_diffusion.seam.layout import is_own
 
 from ..conftest import make_texts
 from .conftest import TinyIndex

@@ -19,7 +19,8 @@ from colbert_diffusion.errors import UserError
 from colbert_diffusion.locking import lock_path
 from colbert_diffusion.manifest import MANIFEST_FILE, verify, write_manifest
 from colbert_diffusion.seam import places as module
-from colbert_diffusion.seam.places import BUILD_FILE, Places, is_own, own_files, snapshot
+from colbert_diffusion.seam.layout import is_own
+from colbert_diffusion.seam.places import BUILD_FILE, Places, own_files, snapshot
 
 BUILD = {"checkpoint": "c", "nbits": 2}
 
