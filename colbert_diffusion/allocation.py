@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .projection import Vectors
+from .scoring import Vectors
 
 
 def merge(vectors: Tensor, above: float) -> list[Vectors]:

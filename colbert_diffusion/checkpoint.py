@@ -15,7 +15,8 @@ from .errors import CutTextWarning, UserError
 from .heads import PredictionHead, load_head
 from .identity import identify
 from .progress import Progress, progress_bar
-from .projection import Vectors, load_projection
+from .projection import load_projection
+from .scoring import Vectors, maxsim
 
 
 def default_checkpoint() -> str:
@@ -109,7 +110,7 @@ class DiffusionCheckpoint:
         by k_query and not floored at 0.
         """
         [q] = self.encode_query([query])
-        scores = [float((q @ d.T).max(axis=1).sum()) for d in self.encode_document(passages)]
+        [scores] = maxsim([q], self.encode_document(passages)).tolist()
         return sorted(enumerate(scores), key=lambda pair: -pair[1])
 
     @cached_property

@@ -19,9 +19,10 @@ from .config import DiffusionConfig, Side
 from .errors import UserError
 from .heads import PredictionHead
 from .progress import Progress
-from .projection import Projection, Vectors
+from .projection import Projection
 from .prompts import Prompt, Row, make_prompt
 from .readouts import get_readout
+from .scoring import Vectors
 
 WINDOW = 2048  # texts sorted together; the last few percent of padding are not worth more memory
 PREDICTED = 16  # texts whose words are predicted together

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -19,8 +17,6 @@ from torch.nn.functional import linear, normalize
 from .config import PROJECTION_FILE, DiffusionConfig
 from .errors import UserError
 from .files import written_aside
-
-Vectors = npt.NDArray[np.float32]  # a text's, (k, dim), L2-normalised
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from .files import is_aside, needing_room, read_json, remove_asides, write_json,
 from .identity import CheckpointIdentity
 from .locking import writing
 from .progress import Progress, note, progress_bar
-from .projection import Vectors
+from .scoring import Vectors
 
 FORMAT_VERSION = 1
 SHARD = 10_000  # passages; at k=16, dim=128 a shard is 41 MB

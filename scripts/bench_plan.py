@@ -30,7 +30,7 @@ from colbert_diffusion.files import read_json, write_json
 from colbert_diffusion.identity import CheckpointIdentity, identify
 from colbert_diffusion.planning import example_passages, make_plan, size
 from colbert_diffusion.progress import Progress, note, only_our_output
-from colbert_diffusion.projection import Vectors
+from colbert_diffusion.scoring import Vectors
 from colbert_diffusion.vectors import encode_to
 
 CENTRES = 4096  # in float32 (CENTRES, dim)

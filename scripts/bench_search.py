@@ -30,6 +30,7 @@ from colbert.infra import ColBERTConfig, Run, RunConfig
 
 from colbert_diffusion import Indexer, Searcher
 from colbert_diffusion.collection import read_collection, read_queries
+from colbert_diffusion.scoring import maxsim
 from colbert_diffusion.seam.settings import SearchSettings, choose_settings
 from colbert_diffusion.vectors import VectorFiles
 
@@ -77,13 +78,8 @@ def build(collection: str, vectors: Path, work: Path, nbits: int, niters: int | 
 def exact_maxsim(vectors: VectorFiles, queries: torch.Tensor, k: int) -> list[list[int]]:
     """The k best pids of each query by brute force over the float vectors."""
     passages = list(vectors.read(range(len(vectors))))
-    starts = np.cumsum([0] + [len(passage) for passage in passages[:-1]])
-    everything = np.concatenate(passages)
-    found = []
-    for query in queries.numpy():
-        scores = np.maximum.reduceat(everything @ query.T, starts).sum(axis=1)
-        found.append(np.argsort(-scores, kind="stable")[:k].tolist())
-    return found
+    scores = (maxsim([query], passages)[0] for query in queries.numpy())
+    return [np.argsort(-row, kind="stable")[:k].tolist() for row in scores]
 
 
 def search(searcher: Searcher, query: torch.Tensor, k: int, settings: SearchSettings) -> tuple[list[int], float]:

@@ -25,8 +25,9 @@ from colbert_diffusion.checkpoint import default_checkpoint
 from colbert_diffusion.conversion import convert
 from colbert_diffusion.encoder import pad
 from colbert_diffusion.identity import identify
+from colbert_diffusion.scoring import mean_maxsim
 from colbert_diffusion.training.data import Example, read_source
-from colbert_diffusion.training.losses import Targets, dense_losses, maxsim
+from colbert_diffusion.training.losses import Targets, dense_losses
 from colbert_diffusion.training.model import TrainableModel
 from colbert_diffusion.training.recipe import PRESETS, Recipe
 from colbert_diffusion.training.step import TrainingStep
@@ -133,7 +134,7 @@ def plain_step(start: str, recipe: Recipe) -> Step:
         positives = torch.arange(len(examples))
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                taught_scores = maxsim(teach(queries, "query"), teach(passages, "passage"))
+                taught_scores = mean_maxsim(teach(queries, "query"), teach(passages, "passage"))
             q, p = encode(queries, "query"), encode(passages, "passage")
         excluded = torch.zeros(len(queries), len(passages), dtype=torch.bool)
         targets = Targets(positives, excluded, 1, teacher=taught_scores.float())

@@ -22,7 +22,8 @@ from colbert_diffusion.encoder import Encoder
 from colbert_diffusion.errors import UserError
 from colbert_diffusion.evaluation import Benchmark, Run, evaluate, exact_run, read_benchmark
 from colbert_diffusion.progress import note
-from colbert_diffusion.projection import Projection, Vectors, fit_pca
+from colbert_diffusion.projection import Projection, fit_pca
+from colbert_diffusion.scoring import Vectors
 
 DRAWS = 3  # random projections
 MEASURE, DEPTH = "nDCG@10", 10

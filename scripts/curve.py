@@ -34,7 +34,7 @@ from colbert_diffusion.files import read_json, write_json, written_aside
 from colbert_diffusion.fingerprint import of_texts
 from colbert_diffusion.identity import identify
 from colbert_diffusion.progress import Progress, note, only_our_output
-from colbert_diffusion.projection import Vectors
+from colbert_diffusion.scoring import Vectors
 from colbert_diffusion.vectors import encode_to
 
 MEASURE = "nDCG@10"

@@ -4,9 +4,10 @@ Each step stands alone: a run file made here is measured alike by any other tool
 here. Importing it loads neither torch nor colbert.
 """
 
+from ..scoring import prefix
 from .benchmarks import Benchmark, read_benchmark
 from .bm25 import bm25_run
-from .exact import Cell, TextEncoder, cell_runs, exact_run, prefix
+from .exact import Cell, TextEncoder, cell_runs, exact_run
 from .measuring import DEFAULT_MEASURES, Comparison, Report, compare, evaluate
 from .plaid import build_index, plaid_run
 from .runs import Run, read_run, write_run

@@ -4,18 +4,16 @@ The yardstick for PLAID, and what a trainer measures with: it needs only `encode
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from ..config import DiffusionConfig
 from ..errors import UserError
 from ..progress import progress_bar
+from ..scoring import Vectors, maxsim, prefix
 from .benchmarks import Benchmark
 from .runs import Run, best
-
-Vectors = npt.NDArray[np.float32]  # (k, dim)
 
 ENCODED = 512  # texts per call of the encoder
 CELLS = 2**26  # of a block of scores: 256 MiB
@@ -46,14 +44,14 @@ def exact_run(checkpoint: TextEncoder, benchmark: Benchmark, depth: int = 1000) 
     Raises:
         UserError: the encoder gives no vectors for a text.
     """
-    return _maxsim(benchmark, *_encode(checkpoint, benchmark), depth)
+    return _score(benchmark, *_encode(checkpoint, benchmark), depth)
 
 
 def cell_runs(checkpoint: TextEncoder, benchmark: Benchmark, cells: Sequence[Cell], depth: int = 1000) -> dict[Cell, Run]:
     """As `exact_run` for each cell; every text is encoded once. The caller checks the cells: see `check_cells`."""
     queries, documents = _encode(checkpoint, benchmark)
     return {
-        cell: _maxsim(benchmark, prefix(queries, None, cell.dim), prefix(documents, cell.k, cell.dim), depth) for cell in cells
+        cell: _score(benchmark, prefix(queries, None, cell.dim), prefix(documents, cell.k, cell.dim), depth) for cell in cells
     }
 
 
@@ -68,18 +66,6 @@ def check_cells(config: DiffusionConfig, cells: Sequence[Cell]) -> None:
                 f"k-passage {cell.k} x dim {cell.dim}: the checkpoint is not nested, it was trained for "
                 f"{own.k} x {own.dim} alone; leave --k-passage and --dim out, or train a nested one"
             )
-
-
-def prefix(vectors: Sequence[Vectors], k: int | None = None, dim: int | None = None) -> list[Vectors]:
-    """Of each float32 (k', dim') the first `k` vectors and their first `dim` dimensions, L2-normalised again."""
-    cut = [v[:k, :dim] for v in vectors]
-    return [c if c.shape[1] == v.shape[1] else _normalised(c) for v, c in zip(vectors, cut, strict=True)]
-
-
-def _normalised(vectors: Vectors) -> Vectors:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    result: Vectors = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
-    return result
 
 
 def _encode(checkpoint: TextEncoder, benchmark: Benchmark) -> tuple[list[Vectors], list[Vectors]]:
@@ -99,7 +85,7 @@ def _in_slices(encode: Callable[[list[str]], Sequence[Vectors]], texts: Sequence
             progress.update(len(part))
 
 
-def _maxsim(benchmark: Benchmark, queries: Sequence[Vectors], documents: Sequence[Vectors], depth: int) -> Run:
+def _score(benchmark: Benchmark, queries: Sequence[Vectors], documents: Sequence[Vectors], depth: int) -> Run:
     """Blocks of queries, whose scores for all documents fit, times blocks of documents."""
     ids, qids = benchmark.document_ids, list(benchmark.queries)
     widest = max(len(v) for v in queries)
@@ -108,20 +94,13 @@ def _maxsim(benchmark: Benchmark, queries: Sequence[Vectors], documents: Sequenc
     run: Run = {}
     with progress_bar(len(documents) * -(-len(queries) // rows), "score") as progress:
         for start in range(0, len(queries), rows):
-            q, q_starts = _pack(queries[start : start + rows])
-            scores = np.empty((len(q_starts), len(ids)), np.float32)
+            block = queries[start : start + rows]
+            scores = np.empty((len(block), len(ids)), np.float32)
             for at in range(0, len(documents), columns):
-                d, d_starts = _pack(documents[at : at + columns])
-                largest = np.maximum.reduceat(q @ d.T, d_starts, axis=1)  # (query vectors, documents)
-                scores[:, at : at + columns] = np.add.reduceat(largest, q_starts, axis=0)
-                progress.update(len(d_starts))
+                part = documents[at : at + columns]
+                scores[:, at : at + columns] = maxsim(block, part)
+                progress.update(len(part))
             np.round(scores, DECIMALS, out=scores)
             for qid, row in zip(qids[start : start + rows], scores, strict=True):
                 run[qid] = [(document, round(score, DECIMALS)) for document, score in best(row, ids, depth)]
     return run
-
-
-def _pack(vectors: Sequence[Vectors]) -> tuple[Vectors, npt.NDArray[Any]]:
-    """(sum of lengths, dim), and where each text's vectors start."""
-    lengths = np.array([len(v) for v in vectors])
-    return np.concatenate(vectors), np.cumsum(lengths) - lengths

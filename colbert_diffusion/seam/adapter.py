@@ -21,7 +21,7 @@ from ..checkpoint import DiffusionCheckpoint
 from ..config import COLBERT_FILE, VECTORS
 from ..errors import UserError
 from ..identity import identify
-from ..projection import Vectors
+from ..scoring import Vectors
 from ..vectors import VectorFiles
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
 
+from ..scoring import mean_maxsim, prefix_of_batch
 from .recipe import Recipe
 
 
@@ -29,31 +30,6 @@ class Targets:
     scores: Tensor | None = None
     teacher: Tensor | None = None
     covered: tuple[Tensor, Tensor] | None = None
-
-
-def maxsim(queries: Tensor, passages: Tensor) -> Tensor:
-    """DiffRetriever eq. 1 divided by k_query: (q, k_query, dim), (p, k_passage, dim) -> (q, p)."""
-    (q, k_query, dim), (p, k_passage, _) = queries.shape, passages.shape
-    products = queries.reshape(q * k_query, dim) @ passages.reshape(p * k_passage, dim).T
-    return products.view(q, k_query, p, k_passage).amax(dim=3).mean(dim=1)
-
-
-def ragged_maxsim(queries: Tensor, passages: Tensor) -> Tensor:
-    """`maxsim` of texts with fewer vectors than k, the others zeros: (q, k_query, dim), (p, k_passage, dim) -> (q, p).
-
-    A query's score is divided by its own number of vectors, a passage's zeros are never the largest.
-    """
-    (q, k_query, dim), (p, k_passage, _) = queries.shape, passages.shape
-    products = queries.reshape(q * k_query, dim) @ passages.reshape(p * k_passage, dim).T
-    products = products.view(q, k_query, p, k_passage)
-    products = products.masked_fill(~passages.any(dim=2), float("-inf"))
-    own = queries.any(dim=2)
-    return (products.amax(dim=3) * own[:, :, None]).sum(dim=1) / own.sum(dim=1, keepdim=True)
-
-
-def prefix(vectors: Tensor, k: int, dim: int) -> Tensor:
-    """The first k vectors' first dimensions, normalised again: (n, k_max, dim_max) -> (n, k, dim)."""
-    return normalize(vectors[:, :k, :dim], dim=-1)
 
 
 def infonce(scores: Tensor, targets: Targets, *, symmetric: bool) -> Tensor:
@@ -83,7 +59,7 @@ def coverage_loss(vectors: Tensor, teacher: Tensor) -> Tensor:
 
 def dense_losses(queries: Tensor, passages: Tensor, targets: Targets, recipe: Recipe) -> dict[str, Tensor]:
     """The weighted losses of one set of vectors."""
-    similarity = maxsim(queries, passages)
+    similarity = mean_maxsim(queries, passages)
     scaled = similarity / recipe.temperature
     losses: dict[str, Tensor] = {}
     if recipe.contrastive:
@@ -111,7 +87,9 @@ def nested_losses(
     whole = (queries.shape[1], passages.shape[1], queries.shape[2])
     total: dict[str, Tensor] = {}
     for k_query, k_passage, dim in (whole, *cells):
-        losses = dense_losses(prefix(queries, k_query, dim), prefix(passages, k_passage, dim), targets, recipe)
+        losses = dense_losses(
+            prefix_of_batch(queries, k_query, dim), prefix_of_batch(passages, k_passage, dim), targets, recipe
+        )
         for name, loss in losses.items():
             total[name] = total.get(name, loss.new_zeros(())) + loss / (1 + len(cells))
     return total

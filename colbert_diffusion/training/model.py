@@ -22,9 +22,10 @@ from ..errors import UserError
 from ..files import read_json, written_aside
 from ..heads import PredictionHead, load_head, new_head
 from ..identity import CheckpointIdentity, identify
-from ..projection import Projection, Vectors, load_projection
+from ..projection import Projection, load_projection
 from ..prompts import Row
 from ..readouts import READOUTS
+from ..scoring import Vectors
 from .losses import word_activations
 from .recipe import Recipe
 

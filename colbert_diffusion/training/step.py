@@ -20,8 +20,9 @@ from ..encoder import batches, pad
 from ..errors import UserError
 from ..lexical import ContentIds
 from ..prompts import Row
+from ..scoring import mean_maxsim_padded
 from .data import Example
-from .losses import Targets, diffusion_loss, diversity_loss, nested_losses, ragged_maxsim, sparse_loss
+from .losses import Targets, diffusion_loss, diversity_loss, nested_losses, sparse_loss
 from .model import TrainableModel
 from .recipe import Recipe
 from .teacher import Teacher
@@ -163,7 +164,7 @@ class TrainingStep:
         if self.teacher is not None and (self.recipe.teacher_weight or self.recipe.coverage):
             q = self._gather_ragged(self.teacher.vectors(self._share(queries), "query"))
             p = self._gather_ragged(self.teacher.vectors(self._share(passages), "passage"))
-            teacher, covered = ragged_maxsim(q, p), (q, p)
+            teacher, covered = mean_maxsim_padded(q, p), (q, p)
         return Targets(positives, excluded, own, scores, teacher, covered)
 
     def _gather_ragged(self, vectors: Sequence[Tensor]) -> Tensor:

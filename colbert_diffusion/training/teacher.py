@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import Side
 from ..identity import CheckpointIdentity, identify
-from ..projection import Vectors
+from ..scoring import Vectors
 from .model import LiveCheckpoint
 from .recipe import Recipe
 

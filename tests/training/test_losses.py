@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
 from colbert_diffusion.errors import UserError
+from colbert_diffusion.scoring import mean_maxsim, prefix_of_batch
 from colbert_diffusion.training.losses import (
     Targets,
     coverage_loss,
@@ -15,10 +16,7 @@ from colbert_diffusion.training.losses import (
     distill,
     diversity_loss,
     infonce,
-    maxsim,
     nested_losses,
-    prefix,
-    ragged_maxsim,
     word_activations,
 )
 from colbert_diffusion.training.recipe import Recipe
@@ -35,24 +33,6 @@ def in_batch(queries: int, own: int = 1) -> Targets:
     return Targets(positives, torch.zeros(queries, queries * own, dtype=torch.bool), own)
 
 
-def test_maxsim_is_the_mean_over_query_vectors_of_the_best_passage_vector() -> None:
-    queries, passages = unit(3, 4, 8), unit(5, 6, 8)
-    scores = maxsim(queries, passages)
-    for i in range(3):
-        for j in range(5):
-            best = [max(float(a @ b) for b in passages[j]) for a in queries[i]]
-            assert float(scores[i, j]) == pytest.approx(sum(best) / 4, abs=1e-6)
-
-
-def test_vectors_that_a_text_does_not_have_never_score() -> None:
-    queries, passages = [unit(2, 8), unit(4, 8)], [-unit(1, 8).abs(), unit(6, 8), unit(3, 8)]
-    scores = ragged_maxsim(pad_sequence(queries, batch_first=True), pad_sequence(passages, batch_first=True))
-    for i, query in enumerate(queries):
-        for j, passage in enumerate(passages):
-            assert float(scores[i, j]) == pytest.approx(float(maxsim(query[None], passage[None])), abs=1e-6)
-    assert float(ragged_maxsim(queries[0].abs()[None], passages[0][None])) < 0
-
-
 def test_coverage_is_what_the_nearest_vector_lacks_of_each_of_the_teachers() -> None:
     vectors, teacher = unit(2, 3, 8), [unit(5, 8), unit(2, 8)]
     parts = [1 - float((t @ v.T).amax(dim=1).mean()) for v, t in zip(vectors, teacher, strict=True)]
@@ -64,7 +44,7 @@ def test_a_prefix_covers_the_teachers_prefix() -> None:
     queries, passages = unit(2, 4, 8), unit(2, 6, 8)
     targets = replace(in_batch(2), covered=(queries, passages))
     recipe = Recipe(contrastive=0, coverage=2, teacher="t")
-    cut = dense_losses(prefix(queries, 4, 4), prefix(passages, 6, 4), targets, recipe)
+    cut = dense_losses(prefix_of_batch(queries, 4, 4), prefix_of_batch(passages, 6, 4), targets, recipe)
     assert float(cut["coverage"]) == pytest.approx(0, abs=1e-6)
     first = dense_losses(queries, passages[:, :1], targets, recipe)
     assert float(first["coverage"]) == pytest.approx(float(coverage_loss(passages[:, :1], passages)), abs=1e-6)
@@ -95,22 +75,16 @@ def test_distillation_vanishes_where_student_and_teacher_agree_up_to_a_constant(
 def test_distillation_from_scores_looks_at_a_querys_own_passages_alone() -> None:
     queries, passages = unit(2, 2, 4), unit(6, 3, 4)
     recipe = Recipe(contrastive=0, scores=1, negatives=2, temperature=1)
-    own = torch.stack([maxsim(queries, passages)[0, :3], maxsim(queries, passages)[1, 3:]])
+    own = torch.stack([mean_maxsim(queries, passages)[0, :3], mean_maxsim(queries, passages)[1, 3:]])
     targets = in_batch(2, own=3)
     agreed = Targets(targets.positives, targets.excluded, 3, scores=own)
     assert float(dense_losses(queries, passages, agreed, recipe)["scores"]) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_prefix_is_cut_and_normalised_again() -> None:
-    cut = prefix(unit(3, 8, 16), 2, 4)
-    assert cut.shape == (3, 2, 4)
-    torch.testing.assert_close(cut.norm(dim=-1), torch.ones(3, 2))
-
-
 def test_nested_losses_are_the_mean_over_the_whole_and_its_prefixes() -> None:
     queries, passages, recipe = unit(4, 4, 8), unit(4, 6, 8), Recipe(temperature=0.1)
     whole = dense_losses(queries, passages, in_batch(4), recipe)["contrastive"]
-    cut = dense_losses(prefix(queries, 2, 4), prefix(passages, 1, 4), in_batch(4), recipe)["contrastive"]
+    cut = dense_losses(prefix_of_batch(queries, 2, 4), prefix_of_batch(passages, 1, 4), in_batch(4), recipe)["contrastive"]
     both = nested_losses(queries, passages, in_batch(4), recipe, [(2, 1, 4)])["contrastive"]
     assert float(both) == pytest.approx(float(whole + cut) / 2, abs=1e-6)
 

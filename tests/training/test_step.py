@@ -11,7 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from colbert_diffusion.config import DiffusionConfig
 from colbert_diffusion.errors import UserError
-from colbert_diffusion.training.losses import Targets, infonce, maxsim
+from colbert_diffusion.scoring import mean_maxsim
+from colbert_diffusion.training.losses import Targets, infonce
 from colbert_diffusion.training.model import TrainableModel
 from colbert_diffusion.training.recipe import Recipe
 from colbert_diffusion.training.step import TrainingStep, hash_of
@@ -76,7 +77,7 @@ def test_the_gradients_are_those_of_the_loss_written_down_plainly(tiny_checkpoin
         queries = model.projection(model.encoder.read(model.encoder.rows([e.query for e in examples], "query"), 4))
         passages = model.projection(model.encoder.read(model.encoder.rows([e.passages[0] for e in examples], "passage"), 8))
     targets = Targets(torch.arange(12), torch.zeros(12, 12, dtype=torch.bool), 1)
-    torch.autograd.backward(infonce(maxsim(queries, passages) / PLAIN.temperature, targets, symmetric=False))
+    torch.autograd.backward(infonce(mean_maxsim(queries, passages) / PLAIN.temperature, targets, symmetric=False))
     same(ours, {name: p.grad for name, p in model.parameters.items() if p.grad is not None})
 
 
