@@ -27,7 +27,7 @@ def is_file_name(name: object) -> bool:
 def listed(names: Iterable[object]) -> str:
     """The first of some names that anyone may have chosen, for a line that people read."""
     shown = [f"{name!r:.40}" for name in names]
-    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+    return f"[{', '.join(shown[:5])}]" + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
 
 
 def whole_number(name: str, value: Any) -> int:
