@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .config import DiffusionConfig as DiffusionConfig
     from .conversion import convert as convert
     from .errors import UserError as UserError
+    from .seam.by_path import build_index as build_index
+    from .seam.by_path import open_index as open_index
     from .seam.indexing import Indexer as Indexer
     from .seam.searching import Searcher as Searcher
     from .seam.updating import IndexUpdater as IndexUpdater
@@ -27,6 +29,8 @@ _HOMES = {
     "default_checkpoint": ".checkpoint",
     "DiffusionConfig": ".config",
     "UserError": ".errors",
+    "build_index": ".seam.by_path",
+    "open_index": ".seam.by_path",
     "Indexer": ".seam.indexing",
     "Searcher": ".seam.searching",
     "IndexUpdater": ".seam.updating",

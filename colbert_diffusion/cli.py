@@ -73,14 +73,9 @@ def index(
     started = time.monotonic()
     collection = _read_skipping(texts) if skip_bad else str(texts)
     with _quiet(ctx):
-        from colbert.infra import ColBERTConfig, Run, RunConfig
+        from .seam.by_path import build_index
 
-        from .seam.indexing import Indexer
-
-        config = ColBERTConfig() if nbits is None else ColBERTConfig(nbits=nbits)
-        with Run().context(RunConfig(index_root=str(index.absolute().parent), nranks=ranks)):
-            indexer = Indexer(str(vectors) if vectors else checkpoint, config)
-            path = Path(indexer.index(index.name, collection, overwrite=overwrite))
+        path = build_index(index, collection, vectors or checkpoint, nbits=nbits, overwrite=overwrite, nranks=ranks)
     about = json.loads((path / "metadata.json").read_text())
     passages = round(about["num_embeddings"] / about["avg_doclen"])
     stored = sum(file.stat().st_size for pattern in ("*.codes.pt", "*.residuals.pt") for file in path.glob(pattern))
@@ -139,10 +134,9 @@ def search(
     if not asked:
         raise UserError('nothing to search for: colbert-diffusion search INDEX "a question", or --queries FILE')
     with _quiet(ctx):
-        from .seam.searching import Searcher
+        from .seam.by_path import open_index
 
-        root = str(index.absolute().parent)
-        searcher = Searcher(index.name, checkpoint, collection, index_root=root, verify=verify)
+        searcher = open_index(index, checkpoint=checkpoint, collection=collection, verify=verify, verbose=1)
         found = [(query, *searcher.search(query, k=k)) for query in asked.values()]
     for query, pids, ranks, scores in found:
         topk = [

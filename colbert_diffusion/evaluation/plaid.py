@@ -19,14 +19,9 @@ def build_index(checkpoint: str | None, benchmark: Benchmark, folder: Path, nbit
     Raises:
         UserError: what `Indexer` raises, or the folder holds another index.
     """
-    from colbert.infra import ColBERTConfig, Run, RunConfig
+    from ..seam.by_path import build_index as build
 
-    from ..seam.indexing import Indexer
-
-    folder = folder.absolute()
-    config = ColBERTConfig() if nbits is None else ColBERTConfig(nbits=nbits)
-    with Run().context(RunConfig(index_root=str(folder.parent))):
-        return Path(Indexer(checkpoint, config).index(folder.name, benchmark.texts, overwrite="resume"))
+    return build(folder, benchmark.texts, checkpoint, nbits=nbits, overwrite="resume")
 
 
 def plaid_run(index: str | Path, benchmark: Benchmark, depth: int = 1000, checkpoint: str | None = None) -> Run:
@@ -38,11 +33,10 @@ def plaid_run(index: str | Path, benchmark: Benchmark, depth: int = 1000, checkp
     Raises:
         UserError: there is no such index, it is of other documents, or the checkpoint is another.
     """
-    from ..seam.searching import Searcher
+    from ..seam.by_path import open_index
 
-    index = Path(index).absolute()
-    check_documents(index, benchmark)
-    searcher = Searcher(index.name, checkpoint=checkpoint, collection=benchmark.texts, index_root=str(index.parent))
+    check_documents(Path(index), benchmark)
+    searcher = open_index(index, checkpoint=checkpoint, collection=benchmark.texts, verbose=1)
     ids, queries = benchmark.document_ids, list(benchmark.queries.items())
     run: Run = {}
     with progress_bar(len(queries), "search") as progress:

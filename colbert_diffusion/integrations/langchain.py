@@ -36,10 +36,9 @@ class ColBERTDiffusionRetriever(BaseRetriever):
     def __init__(self, **fields: Any) -> None:
         """Opens the index: what is wrong with it shows now, not at the first question."""
         super().__init__(**fields)
-        from ..seam.searching import Searcher
+        from ..seam.by_path import open_index
 
-        path = self.index.absolute()
-        self._searcher = Searcher(path.name, self.checkpoint, self.collection, index_root=str(path.parent), verbose=0)
+        self._searcher = open_index(self.index, checkpoint=self.checkpoint, collection=self.collection)
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None

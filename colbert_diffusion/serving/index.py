@@ -14,7 +14,8 @@ from ..checkpoint import DiffusionCheckpoint
 from ..config import Side
 from ..errors import UserError
 from ..seam.adapter import Models, VectorCheckpoint, sharing
-from ..seam.searching import Observe, Searcher, as_user_errors
+from ..seam.by_path import open_index
+from ..seam.searching import Observe, as_user_errors
 
 WORDS = 8  # predicted words shown per position
 
@@ -82,8 +83,7 @@ class OpenedIndex:
         self.path = path.absolute()
         with sharing(models), as_user_errors(path):
             # Hashing costs about as much as loading; a wrong byte would be a wrong answer long after the start.
-            root = str(self.path.parent)
-            self._searcher = Searcher(self.path.name, checkpoint, collection, index_root=root, verbose=0, verify=True)
+            self._searcher = open_index(self.path, checkpoint=checkpoint, collection=collection, verify=True)
             if isinstance(self._searcher.checkpoint, VectorCheckpoint):
                 self._searcher.checkpoint.model  # noqa: B018 - loaded now, not at the first query
         self._removed = self._searcher.removed

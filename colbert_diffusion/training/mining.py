@@ -121,14 +121,10 @@ def _claim(folder: Path, identity: CheckpointIdentity, about: dict[str, Any]) ->
 
 def _searcher(checkpoint: str, passages: Sequence[str], folder: Path) -> Any:
     """A searcher in the index of the passages, which is built unless it is there."""
-    from colbert.infra import Run, RunConfig  # heavy, as the next two
+    from ..seam.by_path import build_index, open_index  # heavy
 
-    from ..seam.indexing import Indexer
-    from ..seam.searching import Searcher
-
-    with Run().context(RunConfig(index_root=str(folder.absolute()))):
-        Indexer(checkpoint, verbose=0).index(INDEX, passages, overwrite="resume")
-    return Searcher(INDEX, checkpoint, index_root=str(folder.absolute()), verbose=0)
+    built = build_index(folder / INDEX, passages, checkpoint, overwrite="resume", verbose=0)
+    return open_index(built, checkpoint=checkpoint)
 
 
 def _own_pids(examples: Sequence[Example], passages: Sequence[str]) -> dict[str, set[int]]:

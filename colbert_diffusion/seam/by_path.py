@@ -1,0 +1,67 @@
+"""Indexes by their folder, where ColBERT wants a name and a root: the one place that translates.
+
+>>> index = build_index("my-index", ["Paris is the capital of France.", "Bread is baked from flour."])
+>>> open_index(index).search("What is the capital of France?", k=1)
+([0], [1], [1.98])
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from colbert.infra.config import ColBERTConfig, RunConfig
+from colbert.infra.run import Run
+
+from .indexing import Indexer
+from .searching import Searcher
+
+
+def build_index(
+    path: str | Path,
+    passages: Any,
+    checkpoint: str | Path | None = None,
+    *,
+    nbits: int | None = None,
+    metadata: Sequence[Mapping[str, Any]] | None = None,
+    overwrite: bool | str = False,
+    nranks: int = 1,
+    verbose: int = 1,
+) -> Path:
+    """Build an index in a folder and return its absolute path.
+
+    Args:
+        path: the folder; relative ones are of the current folder.
+        passages: as `Indexer.index` takes them: a list, a `.tsv`, a `.jsonl`, a BEIR folder.
+        checkpoint: a checkpoint, or a folder of vector files; None: the small default checkpoint.
+        nbits: None: the checkpoint's recommendation.
+        metadata, overwrite: as `Indexer.index`.
+        nranks: processes that share the work; above 1 a script needs a `__main__` guard.
+        verbose: 0 says nothing.
+
+    Raises:
+        UserError: as `Indexer`.
+    """
+    folder = Path(path).absolute()
+    config = ColBERTConfig() if nbits is None else ColBERTConfig(nbits=nbits)
+    with Run().context(RunConfig(index_root=str(folder.parent), nranks=nranks)):
+        indexer = Indexer(None if checkpoint is None else str(checkpoint), config, verbose=verbose)
+        built = indexer.index(folder.name, passages, overwrite=overwrite, metadata=metadata)
+    return Path(built)
+
+
+def open_index(
+    path: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    collection: Any = None,
+    verify: bool = False,
+    verbose: int = 0,
+) -> Searcher:
+    """Open the index in a folder; arguments as `Searcher`.
+
+    Raises:
+        UserError: as `Searcher`.
+    """
+    folder = Path(path).absolute()
+    given = None if checkpoint is None else str(checkpoint)
+    return Searcher(folder.name, given, collection, index_root=str(folder.parent), verbose=verbose, verify=verify)
