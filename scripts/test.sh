@@ -7,5 +7,6 @@ export HF_HUB_OFFLINE=1
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
+.venv/bin/lint-imports
 .venv/bin/python third_party/verify.py
 .venv/bin/python -m pytest

@@ -1,7 +1,25 @@
 """The only place that touches ColBERT's internals. ColBERT is bound to, never edited.
 
-binding: which checkpoint class ColBERT's modules see; worker: what its launcher runs; indexing and searching: its
-Indexer and Searcher with our guards; settings: how a search over few vectors is tuned; shape: ColBERT's arithmetic.
+    binding     which names of ColBERT's modules are rebound, and what each must look like
+    adapter     what ColBERT calls of a checkpoint, over our encoder and over vector files
+    worker      the child: what ColBERT's launcher runs in each process
+    launching   the parent: a launcher that notices a dead child
+    building    ColBERT's builder, resumable and in bounded memory: sample, k-means, chunks, inverted lists
+    scorer      what ColBERT's C++ trusts of an index, checked when it is loaded
+    extensions  the compiler for that C++
+    settings    how a search over few vectors is tuned
+    shape       ColBERT's arithmetic: sizes, and what cannot work
+    trial       seconds of each step on this machine, for `plan`
+    indexing    ColBERT's Indexer with our guards
+    searching   ColBERT's Searcher with our guards
+    updating    ColBERT's IndexUpdater, by our own way: beside the old index, then swapped
+    by_path     the same three by folder
+    opening     from a folder to its config, checkpoint and texts
+    layout      every file of an index, as data
+    places      where an index grows, and how it takes its place
+
+Rebound are `Checkpoint` (collection_indexer, searcher, index_updater), `encode`, `Launcher` and `mp` (indexer) and `IndexScorer`
+(searcher), for every user of this process: indexes of ColBERT's own BERT checkpoints are then also built through our builder.
 """
 
 from .binding import install, uninstall
