@@ -18,7 +18,7 @@
     layout      every file of an index, as data
     places      where an index grows, and how it takes its place
 
-Rebound are `Checkpoint` (collection_indexer, searcher, index_updater), `encode`, `Launcher` and `mp` (indexer) and `IndexScorer`
+Rebound are `Checkpoint` (collection_indexer, searcher, index_updater), `encode`, `Launcher`, `mp` (indexer) and `IndexScorer`
 (searcher), for every user of this process: indexes of ColBERT's own BERT checkpoints are then also built through our builder.
 """
 
