@@ -10,6 +10,7 @@ from colbert.infra import ColBERTConfig
 from colbert_diffusion import DiffusionCheckpoint, Indexer, Searcher, convert
 from colbert_diffusion.config import DiffusionConfig, PromptParts
 from colbert_diffusion.errors import UserError
+from colbert_diffusion.scoring import maxsim
 
 from .conftest import HIDDEN, PARITY, make_texts
 from .releases import LAYOUTS, base_of, write_release
@@ -29,8 +30,13 @@ def test_a_release_is_projected_to_dim_with_most_of_its_maxsim_order_kept(tmp_pa
     texts: list[str] = json.loads((PARITY / "texts.json").read_text())
     converted = convert(str(PARITY / "released-dream"), tmp_path / "c", dim=32, fit_on=TEXTS + texts)
     assert converted.encode_query(["x"])[0].shape == (4, 32)
-    full = DiffusionCheckpoint(PARITY / "released-dream").rerank(texts[0], texts)
-    assert converted.rerank(texts[0], texts)[0][0] == full[0][0]
+    released = DiffusionCheckpoint(PARITY / "released-dream")
+    every = TEXTS + texts
+
+    def scores(checkpoint: DiffusionCheckpoint) -> np.ndarray[Any, Any]:
+        return maxsim(checkpoint.encode_query(texts), checkpoint.encode_document(every)).ravel()
+
+    assert np.corrcoef(scores(converted), scores(released))[0, 1] > 0.97  # the directions that vary least: below .9
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

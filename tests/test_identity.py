@@ -1,5 +1,6 @@
 """A fingerprint names what decides a checkpoint's vectors: all of it, and nothing else."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -145,3 +146,19 @@ def test_records_of_version_0_1_name_the_same_checkpoint(checkpoint: Path, tmp_p
     assert not identify(other).is_named(identity.fingerprint)
     assert not any(identify(other).is_named(recorded) for recorded in identity._earlier_fingerprints())
     assert identify(other).current({"checkpoint": "f743ad0bd116e7c2"}, "checkpoint") == {"checkpoint": "f743ad0bd116e7c2"}
+
+
+def test_an_earlier_hash_of_a_large_file_is_of_64_slices_and_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As version 0.1 wrote it down, so that its indexes open."""
+    monkeypatch.setattr(fingerprint, "WHOLE", 1000)
+    monkeypatch.setattr(fingerprint, "SLICE", 10)
+    path = tmp_path / "model.safetensors"
+    content = bytearray(range(256)) * 8
+    path.write_bytes(content)
+    starts = [(len(content) - 10) * i // 63 for i in range(64)]
+    sliced = b"".join(content[start : start + 10] for start in starts)
+    expected = hashlib.sha256(b"model.safetensors\0" + b"2048\0" + sliced).hexdigest()[:16]
+    assert fingerprint.of_files([path]) == expected
+    content[starts[30] + 5] ^= 1
+    path.write_bytes(content)
+    assert fingerprint.of_files([path]) != expected

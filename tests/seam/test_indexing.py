@@ -12,6 +12,7 @@ from colbert.infra import ColBERTConfig, Run, RunConfig
 from colbert_diffusion import DiffusionCheckpoint, Indexer, Searcher
 from colbert_diffusion.errors import UserError
 from colbert_diffusion.identity import identify
+from colbert_diffusion.seam import indexing
 from colbert_diffusion.seam.building import PlaidIndexer
 from colbert_diffusion.seam.indexing import check_faiss
 from colbert_diffusion.seam.settings import NAMES
@@ -154,6 +155,13 @@ def test_a_shape_that_breaks_colberts_gpu_kernel_is_refused_where_there_is_a_gpu
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(UserError, match="would need 1792 threads"):
         check_shape(3584, 4, gpu=True)
+    asked: list[bool] = []
+    monkeypatch.setattr(indexing, "check_shape", lambda dim, nbits, *, gpu: asked.append(gpu))
+    Indexer(str(tiny_checkpoint), ColBERTConfig(nbits=2), verbose=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    Indexer(str(tiny_checkpoint), ColBERTConfig(nbits=2), verbose=0)
+    assert asked == [True, False]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(UserError, match="pip install faiss-gpu"):
         check_faiss()
 

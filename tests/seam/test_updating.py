@@ -21,6 +21,8 @@ from colbert_diffusion.files import read_json, write_json
 from colbert_diffusion.manifest import read_manifest, verify
 from colbert_diffusion.seam import updating
 from colbert_diffusion.seam.places import Places
+from colbert_diffusion.seam.trial import random_vectors
+from colbert_diffusion.seam.updating import _more_centroids
 
 from ..conftest import make_texts
 from .conftest import TinyIndex
@@ -488,6 +490,18 @@ def test_search_all_goes_on_as_before(dated: Path) -> None:
     found = searcher.search_all({7: QUERIES[0], 8: QUERIES[1]}, k=5, qid_to_pids={7: [1, 2], 8: None}).todict()
     assert sorted(pid for pid, _, _ in found[7]) == [1, 2]
     assert [pid for pid, _, _ in found[8]] == searcher.search(QUERIES[1], k=5)[0]
+
+
+def test_further_centroids_are_made_of_the_new_vectors_and_stand_behind_the_others() -> None:
+    old, new = random_vectors(20, 16), random_vectors(300, 16)
+    centroids = _more_centroids(old, new, 8)
+    assert centroids.shape == (28, 16)
+    assert torch.equal(centroids[:20], old)
+    assert torch.allclose(centroids[20:].float().norm(dim=1), torch.ones(8), atol=1e-3)
+    nearest = (new.float() @ centroids.float().T).argmax(dim=1)
+    assert len(set(nearest.tolist()) & set(range(20, 28))) == 8
+    assert (nearest >= 20).float().mean() > 0.4  # 8 of 28, but theirs
+    assert _more_centroids(old, new, 0) is old
 
 
 def test_many_small_updates_bring_the_centroids_and_files_of_one_large_update(index: Path) -> None:

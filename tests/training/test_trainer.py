@@ -95,6 +95,13 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.training.test_trainer import RECIPE, Data, train
 from dataclasses import replace
+from colbert_diffusion.training.step import TrainingStep
+call = TrainingStep.__call__
+def counted(self, examples, step):
+    with open(sys.argv[3] + ".steps", "a") as file:
+        print(step, file=file)
+    return call(self, examples, step)
+TrainingStep.__call__ = counted
 recipe = replace(RECIPE, lora_dropout=0.1, diffusion=0.5, sparse=0.5)
 train(sys.argv[1], Data([Path(sys.argv[2])]), Path(sys.argv[3]), recipe)
 """
@@ -119,7 +126,12 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(tiny_checkpoint: Pa
     process.wait(timeout=60)
     assert not broken.exists()
     assert 8 <= len(losses(broken)) < RECIPE.steps
+    saved = saved_step(broken.with_name("broken.training") / "state")
+    assert saved is not None
+    (tmp_path / "broken.steps").unlink()
     assert launch(tiny_checkpoint, pairs, broken, tmp_path).wait(timeout=300) == 0, (tmp_path / "output.txt").read_text()
+    made = list(map(int, (tmp_path / "broken.steps").read_text().split()))
+    assert made == list(range(saved + 1, RECIPE.steps + 1))  # none of those that were saved
     assert losses(broken) == losses(whole)
     assert (broken / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
 
