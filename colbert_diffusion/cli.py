@@ -9,16 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .errors import CutTextWarning, UserError
-
-if TYPE_CHECKING:
-    from rich.text import Text
-
-    from .evaluation import Report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -146,7 +141,9 @@ def search(
         if as_json:
             print(json.dumps({"query": query, "topk": topk}, ensure_ascii=False))
         else:
-            _print_table(query, topk)
+            from .tables import print_ranking
+
+            print_ranking(query, topk)
 
 
 @app.command()
@@ -234,7 +231,9 @@ def evaluate(
             comparisons = [asdict(comparison) for comparison in report.comparisons]
             print(json.dumps({**about, "means": report.means, "comparisons": comparisons}, ensure_ascii=False))
         else:
-            _print_measures(f"{benchmark.name}: {len(benchmark.documents)} passages, {len(benchmark.queries)} queries", report)
+            from .tables import print_measures
+
+            print_measures(f"{benchmark.name}: {len(benchmark.documents)} passages, {len(benchmark.queries)} queries", report)
 
 
 @app.command()
@@ -374,65 +373,11 @@ def _report(as_json: bool, facts: dict[str, Any]) -> None:
     print(json.dumps(facts) if as_json else "  ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
 
 
-def _print_table(query: str, topk: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=_literal(query), title_justify="left", title_style="bold", expand=True)
-    for name, justify in (("rank", "right"), ("score", "right"), ("id", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("text", ratio=1)
-    for row in topk:
-        text = row["text"] if len(row["text"]) <= 240 else row["text"][:239] + "…"
-        table.add_row(str(row["rank"]), f"{row['score']:.3f}", _literal(row["id"]), _literal(text))
-    Console().print(table)
-
-
-def _literal(text: str) -> "Text":
-    """As it is: no markup, and control characters shown instead of sent to the terminal."""
-    from rich.text import Text
-
-    def shown(character: str) -> str:
-        if character.isprintable() or character in "\u200c\u200d":  # the two that join and part letters
-            return character
-        return " " if character.isspace() else character.encode("unicode_escape").decode()
-
-    return Text("".join(map(shown, text)))
-
-
 def _numbers(text: str | None) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError as error:
         raise UserError(f"{text!r:.40}: expected whole numbers separated by commas, e.g. 1,4,16") from error
-
-
-def _print_measures(title: str, report: "Report") -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    def signed(value: float) -> str:
-        return f"{value:+.3f}".replace("0.", ".", 1)
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column("system", no_wrap=True)
-    against = {(found.system, found.measure): found for found in report.comparisons}
-    for name in next(iter(report.means.values())):
-        table.add_column(name, justify="right", no_wrap=True)
-    for system, means in report.means.items():
-        cells = []
-        for name, mean in means.items():
-            found = against.get((system, name))
-            beside = f" {signed(found.difference)}\n({signed(found.low)} {signed(found.high)})" if found else ""
-            cells.append(f"{mean:.4f}{beside}")
-        table.add_row(system, *cells)
-    if report.comparisons:
-        table.caption = f"beside and below: difference to {report.comparisons[0].baseline}, its 95 % interval"
-    console = Console()
-    if not console.is_terminal:  # a file has room
-        console.width = max(console.width, Console(width=1000).measure(table).maximum)
-    console.print(table)
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 Every fault is one line with file and line number, raised before any work is done on the texts.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
+from .alike import Alike
 from .errors import UserError
 from .files import parse_json
 from .fingerprint import of_texts
@@ -223,71 +223,12 @@ class _Check:
             if number == 1 and raw.startswith(BOM) and self.path.suffix == ".tsv":
                 raise UserError("starts with a byte order mark, which ColBERT's reader cannot pass; remove it (tail -c +4)")
             line = decode(number, raw)
-            self._alike.see(number, line, self.parse(number, line))
+            self._alike.see(number, line, self.parse(number, line).has_id)
         except UserError as error:
             raise UserError(f"{self.path}, line {number}: {error}") from error
 
     def finish(self) -> None:
         self._alike.finish(self.path)
-
-
-class Alike:
-    """What only all lines of a file together tell: whether they are of one kind, and whether another program quoted them."""
-
-    def __init__(self) -> None:
-        self._named: bool | None = None
-        self._quoted = Quoted()
-        self._titles, self._numbers = 0, 0
-
-    def see(self, number: int, line: str, entry: Entry) -> None:
-        """Raises UserError, the reason alone, when a line has an id and those before had none, or the other way round."""
-        if self._named is None:
-            self._named = entry.has_id
-        if self._named != entry.has_id:
-            raise UserError(f"{'an' if entry.has_id else 'no'} id, the lines before have {'none' if entry.has_id else 'one'}")
-        if line.lstrip()[:1] != "{":
-            columns = line.split("\t")
-            self._quoted.see(number, columns[1:])
-            self._titles += len(columns) > 2
-            self._numbers += len(columns) > 2 and _is_figure(columns[2])
-
-    def finish(self, path: Path) -> None:
-        """Raises UserError when every text is quoted, or every title a number."""
-        self._quoted.finish(path)
-        if self._titles > 1 and self._titles == self._numbers:
-            raise UserError(
-                f"{path}: its third column has {self._titles:,} numbers and no title, ColBERT would read them as titles; "
-                "remove the column (cut -f 1,2)"
-            )
-
-
-class Quoted:
-    """Whether a table was written as CSV, as pandas does: every field with a quotation mark is quoted, those in it doubled."""
-
-    def __init__(self) -> None:
-        self._plain, self._first, self._count = False, 0, 0
-
-    def see(self, number: int, fields: Iterable[str]) -> None:
-        for field in fields:
-            if '"' not in field:
-                continue
-            inner = field[1:-1].replace('""', "")
-            if len(field) < 2 or field[0] != '"' or field[-1] != '"' or '"' in inner:
-                self._plain = True
-            elif len(inner) < len(field) - 2:
-                self._first, self._count = self._first or number, self._count + 1
-
-    def finish(self, path: Path) -> None:
-        """Raises UserError when it was: the quotes would be part of the texts."""
-        if self._count and not self._plain:
-            raise UserError(
-                f"{path}, line {self._first}: the text is quoted as CSV, as in all {self._count:,} lines with quotation marks; "
-                "write it again without (pandas: quoting=csv.QUOTE_NONE) or as .jsonl"
-            )
-
-
-def _is_figure(text: str) -> bool:
-    return re.fullmatch(r"[+-]?[0-9]*[.,]?[0-9]+(e[+-]?[0-9]+)?|nan", text.strip().lower()) is not None
 
 
 def read_collection(path: str | Path, skipped: list[Skipped] | None = None) -> Sequence[str]:
@@ -371,7 +312,7 @@ def _entries(path: Path, parse: Parse, skipped: list[Skipped] | None = None) -> 
         try:
             line = decode(number, raw)
             entry = parse(number, line)
-            alike.see(number, line, entry)
+            alike.see(number, line, entry.has_id)
             yield entry
         except UserError as error:
             if skipped is None:

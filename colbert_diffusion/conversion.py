@@ -84,42 +84,69 @@ def convert(
             raise UserError(f"{target} exists; choose another folder or delete it")
         folder = locate(source)
         if layout_of(folder) is CHECKPOINT:
-            config = DiffusionConfig.load(folder).prefix(k_query=k_query, k_passage=k_passage, dim=dim)
-            merge_above = merge_above or config.merge_above
-            _write_prefix(target, folder, replace(config, merge_above=merge_above, search=_recommended(config, nbits)))
-            return DiffusionCheckpoint(target)
-        dim = dim or 128
-        if layout_of(folder) is RELEASED:
+            return _convert_nested(target, folder, k_query, k_passage, dim, merge_above, nbits)
+        carried = folder if layout_of(folder) is RELEASED else None
+        if carried is not None:
             config = _released_config(folder, backbone)
-            carried: Path | None = folder
         else:
             config = _backbone_config(source, folder, family, readout, k_query or 4, k_passage or 16, prompts)
-            asked = {"query_max_length": query_max_length, "passage_max_length": passage_max_length}
-            given = {name: length for name, length in asked.items() if length is not None}
-            config = replace(config, mask_position=mask_position, **given)  # type: ignore[arg-type]
-            if READOUTS[readout].every_token:
-                config = replace(config, k_query=config.query_max_length, k_passage=config.passage_max_length)
-            carried = None
+            config = _bounded(config, mask_position, query_max_length, passage_max_length)
+        projection = _projection(config, carried, dim or 128, fit_on, projection_of, show_progress_bar)
+        return _write(target, config, projection, carried, dim or 128, merge_above, nbits)
 
-        loaded = _load(config, carried)
-        if dim > loaded.hidden_size:
-            raise UserError(f"dim {dim} is above the backbone's hidden size {loaded.hidden_size}; choose a smaller --dim")
-        if dim < loaded.hidden_size and not fit_on and projection_of is None:
-            raise UserError(
-                f"a projection from {loaded.hidden_size} to {dim} dimensions is fitted on texts: give some passages "
-                f"(--fit-on TEXTS), or keep all dimensions (--dim {loaded.hidden_size})"
-            )
-        projection = Projection()
-        if projection_of is not None:
-            other = locate(str(projection_of))
-            projection = load_projection(replace(DiffusionConfig.load(other), dim=dim), other, loaded.hidden_size)
-        elif dim < loaded.hidden_size:
-            encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size), Projection())
-            projection = fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show_progress_bar), dim)
-        kind = "none" if projection.weight is None else "pca"
-        config = replace(config, dim=dim, projection=kind, merge_above=merge_above, search=_recommended(config, nbits))
-        _write(target, config, projection, carried)
-        return DiffusionCheckpoint(target)
+
+def _convert_nested(
+    target: Path,
+    folder: Path,
+    k_query: int | None,
+    k_passage: int | None,
+    dim: int | None,
+    merge_above: float | None,
+    nbits: int | None,
+) -> DiffusionCheckpoint:
+    """A prefix of a checkpoint: the same files under another config."""
+    config = DiffusionConfig.load(folder).prefix(k_query=k_query, k_passage=k_passage, dim=dim)
+    merge_above = merge_above or config.merge_above
+    _write_prefix(target, folder, replace(config, merge_above=merge_above, search=_recommended(config, nbits)))
+    return DiffusionCheckpoint(target)
+
+
+def _bounded(
+    config: DiffusionConfig, mask_position: int | None, query_max_length: int | None, passage_max_length: int | None
+) -> DiffusionConfig:
+    """A bare backbone's config with the places and lengths that were asked for."""
+    asked = {"query_max_length": query_max_length, "passage_max_length": passage_max_length}
+    given = {name: length for name, length in asked.items() if length is not None}
+    config = replace(config, mask_position=mask_position, **given)  # type: ignore[arg-type]
+    if READOUTS[config.readout].every_token:
+        config = replace(config, k_query=config.query_max_length, k_passage=config.passage_max_length)
+    return config
+
+
+def _projection(
+    config: DiffusionConfig,
+    carried: Path | None,
+    dim: int,
+    fit_on: Sequence[str],
+    projection_of: str | Path | None,
+    show: bool,
+) -> Projection:
+    """To `dim`: another checkpoint's, a PCA of the texts' states, or none where the backbone has that size."""
+    loaded = _load(config, carried)
+    if dim > loaded.hidden_size:
+        raise UserError(f"dim {dim} is above the backbone's hidden size {loaded.hidden_size}; choose a smaller --dim")
+    if projection_of is not None:
+        other = locate(str(projection_of))
+        return load_projection(replace(DiffusionConfig.load(other), dim=dim), other, loaded.hidden_size)
+    if dim == loaded.hidden_size:
+        return Projection()
+    if not fit_on:
+        raise UserError(
+            f"a projection from {loaded.hidden_size} to {dim} dimensions is fitted on texts: give some passages "
+            f"(--fit-on TEXTS), or keep all dimensions (--dim {loaded.hidden_size})"
+        )
+    encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size), Projection())
+    return fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show), dim)
 
 
 def _recommended(config: DiffusionConfig, nbits: int | None) -> Mapping[str, float]:
@@ -192,11 +219,22 @@ def _write_prefix(target: Path, source: Path, config: DiffusionConfig) -> None:
         replace(config, backbone=settled(config.backbone, source)).save(aside)
 
 
-def _write(target: Path, config: DiffusionConfig, projection: Projection, carried: Path | None) -> None:
+def _write(
+    target: Path,
+    config: DiffusionConfig,
+    projection: Projection,
+    carried: Path | None,
+    dim: int,
+    merge_above: float | None,
+    nbits: int | None,
+) -> DiffusionCheckpoint:
     """Write the folder aside, then rename it: a half-written checkpoint never stands at `target`."""
+    kind = "none" if projection.weight is None else "pca"
+    config = replace(config, dim=dim, projection=kind, merge_above=merge_above, search=_recommended(config, nbits))
     with folder_aside(target) as aside:
         for name in CARRIED:
             if carried is not None and (carried / name).is_file():
                 shutil.copyfile(carried / name, aside / name)
         projection.save(aside)
         config.save(aside)
+    return DiffusionCheckpoint(target)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from colbert_diffusion.cli import _print_table
+from colbert_diffusion.tables import print_ranking
 
 from .conftest import HIDDEN, PARITY, make_texts
 
@@ -115,7 +115,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_a_text_is_shown_as_it_is_and_reaches_no_terminal_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = "[/INST] [bold]loud[/bold] [link=file:///x]here[/link] \x1b[31mred\x1b]0;title\x07 \u202eback a\tb"
-    _print_table("[red]?", [{"rank": 1, "score": 1.0, "id": "[i]1", "text": text}])
+    print_ranking("[red]?", [{"rank": 1, "score": 1.0, "id": "[i]1", "text": text}])
     shown = "".join(capsys.readouterr().out.split())
     parts = ("[/INST]", "[bold]loud[/bold]", "[link=file:///x]here[/link]", r"\x1b[31mred\x1b]0;title\x07", r"\u202eback")
     for part in (*parts, "[i]1", "[red]?"):

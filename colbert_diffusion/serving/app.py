@@ -120,7 +120,39 @@ def create_app(
 
 def _api(service: Service, allow_reload: bool) -> APIRouter:
     api = APIRouter(prefix="/api", responses=_REFUSALS, dependencies=[Depends(_only_known_names)])
+    _add_search(api, service)
+    if allow_reload:
+        _add_reload(api, service)
 
+    @api.post("/encode", response_model=schemas.Encoded)
+    async def encode(asked: schemas.EncodeRequest) -> Response:
+        """Each text's vectors."""
+        found = await service.encode(asked.texts, asked.side, asked.index)
+        shapes = json.dumps([text.shape for text in found])
+        body = f'{{"vectors":[{",".join(text.json for text in found)}],"shapes":{shapes},"dim":{found[0].shape[1]}}}'
+        return Response(body, media_type="application/json")
+
+    @api.post("/explain", response_model=schemas.Explained)
+    async def explain(asked: schemas.ExplainRequest) -> Response:
+        """Which positions of a passage a query matched, and which words the positions predict."""
+        found = await service.explain(asked.query, asked.pid, asked.index)
+        matches = [{"query": i, "passage": j, "similarity": found.similarities[i][j]} for i, j in enumerate(found.matches)]
+        return JSON({"query": asked.query, "pid": asked.pid, **found._asdict(), "matches": matches})
+
+    @api.get("/passages/{pid}", response_model=schemas.Passage)
+    async def passage(pid: schemas.Pid, index: schemas.IndexName = None) -> Response:
+        """A passage's text."""
+        return JSON({"pid": pid, "text": await service.passage(pid, index)})
+
+    @api.get("/indexes", response_model=schemas.Indexes)
+    async def indexes() -> Response:
+        """The indexes that are served."""
+        return JSON({"default": service.default, "max_k": service.limits.max_k, "indexes": service.about()})
+
+    return api
+
+
+def _add_search(api: APIRouter, service: Service) -> None:
     async def answers(
         queries: Sequence[str], k: int, pids: Sequence[int] | None, ids: Sequence[str] | None, index: str | None
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -154,39 +186,12 @@ def _api(service: Service, allow_reload: bool) -> APIRouter:
         found, timing = await answers(texts, asked.k, asked.pids, asked.ids, asked.index or index)
         return JSON(found[0] if asked.queries is None else {"results": found}, headers=timing)
 
-    @api.post("/encode", response_model=schemas.Encoded)
-    async def encode(asked: schemas.EncodeRequest) -> Response:
-        """Each text's vectors."""
-        found = await service.encode(asked.texts, asked.side, asked.index)
-        shapes = json.dumps([text.shape for text in found])
-        body = f'{{"vectors":[{",".join(text.json for text in found)}],"shapes":{shapes},"dim":{found[0].shape[1]}}}'
-        return Response(body, media_type="application/json")
 
-    @api.post("/explain", response_model=schemas.Explained)
-    async def explain(asked: schemas.ExplainRequest) -> Response:
-        """Which positions of a passage a query matched, and which words the positions predict."""
-        found = await service.explain(asked.query, asked.pid, asked.index)
-        matches = [{"query": i, "passage": j, "similarity": found.similarities[i][j]} for i, j in enumerate(found.matches)]
-        return JSON({"query": asked.query, "pid": asked.pid, **found._asdict(), "matches": matches})
-
-    @api.get("/passages/{pid}", response_model=schemas.Passage)
-    async def passage(pid: schemas.Pid, index: schemas.IndexName = None) -> Response:
-        """A passage's text."""
-        return JSON({"pid": pid, "text": await service.passage(pid, index)})
-
-    @api.get("/indexes", response_model=schemas.Indexes)
-    async def indexes() -> Response:
-        """The indexes that are served."""
-        return JSON({"default": service.default, "max_k": service.limits.max_k, "indexes": service.about()})
-
-    if allow_reload:
-
-        @api.post("/reload", response_model=schemas.About)
-        async def reload(asked: schemas.ReloadRequest) -> Response:
-            """Open an index's folder anew; requests under way finish on the old one."""
-            return JSON(await service.reload(asked.index))
-
-    return api
+def _add_reload(api: APIRouter, service: Service) -> None:
+    @api.post("/reload", response_model=schemas.About)
+    async def reload(asked: schemas.ReloadRequest) -> Response:
+        """Open an index's folder anew; requests under way finish on the old one."""
+        return JSON(await service.reload(asked.index))
 
 
 def _operations(service: Service, metrics: Metrics, guard: Sequence[Any]) -> APIRouter:

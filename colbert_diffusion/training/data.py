@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..alike import Quoted
 from ..checks import is_number
-from ..collection import Quoted, read_collection, read_queries
+from ..collection import read_collection, read_queries
 from ..errors import UserError
 from ..files import parse_json
 from ..lines import Line, decode, raw_lines, text_lines
