@@ -1,6 +1,6 @@
 """Training speed: our step beside a plain loop, on the same pairs, in one run; and the share of the matmul rate.
 
-Usage: bench_train.py PAIRS.jsonl[.gz] [--steps 12] [--start CHECKPOINT] [--teacher CHECKPOINT]
+Usage: bench_train.py PAIRS.jsonl[.gz] [--steps 12] [--start CHECKPOINT]
 
 Both train the same adapter with the same losses under bfloat16 autocast. The plain loop pads queries and passages to
 their longest, runs the teacher at every step and draws its batches in the file's order; ours fills chunks by tokens and
