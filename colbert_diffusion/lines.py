@@ -18,15 +18,15 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, overload
 
 import numpy as np
 
-from .errors import MissingPackageError, UserError
+from .errors import UserError
 from .files import needing_room, read_json, write_json, written_aside
 from .locking import NoLocksError, writing
+from .optional import need
 from .stamps import UNKNOWN, Stamp, believed, describe, is_same, stamp_of
 
 VERSION = 2
@@ -393,9 +393,6 @@ def _opener(path: Path) -> tuple[Callable[..., Any], tuple[type[Exception], ...]
     """How to open a packed file, and what a damaged one raises."""
     if path.suffix != ".zst":
         return gzip.open, (EOFError, zlib.error, gzip.BadGzipFile)
-    zstd: Any
-    try:
-        zstd = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
-    except ImportError as error:
-        raise MissingPackageError(f"{path} is compressed with zstd: pip install backports.zstd") from error
+    module = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    zstd: Any = need(module, f"{path}, compressed with zstd,", "pip install backports.zstd")
     return zstd.open, (EOFError, zstd.ZstdError)

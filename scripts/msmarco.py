@@ -20,8 +20,8 @@ from typing import Any
 from colbert_diffusion.collection import read_queries, write_tsv
 from colbert_diffusion.errors import UserError
 from colbert_diffusion.evaluation.benchmarks import read_qrels
-from colbert_diffusion.evaluation.optional import need
 from colbert_diffusion.files import folder_aside, written_aside
+from colbert_diffusion.optional import need
 from colbert_diffusion.progress import note
 
 DATASET = "msmarco-passage/dev/small"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..optional import extra, need
 from ..progress import note, progress_bar
 from .benchmarks import Benchmark
-from .optional import need
 from .runs import Run, best
 
 K1, B = 0.9, 0.4  # Anserini's, the literature's baseline
@@ -22,8 +22,8 @@ def bm25_run(benchmark: Benchmark, depth: int = 1000) -> Run:
     Raises:
         MissingPackageError: bm25s or PyStemmer is not installed.
     """
-    bm25s = need("bm25s", "BM25")
-    stemmer = need("Stemmer", "BM25").Stemmer("english")
+    bm25s = need("bm25s", "BM25", extra("evaluate"))
+    stemmer = need("Stemmer", "BM25", extra("evaluate")).Stemmer("english")
     settings = {"token_pattern": WORD, "stopwords": [], "stemmer": stemmer, "return_ids": False, "show_progress": False}
 
     def tokens(texts: Sequence[str]) -> list[list[str]]:

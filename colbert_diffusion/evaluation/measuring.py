@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..optional import extra, need
 from .benchmarks import Benchmark
-from .optional import need
 from .runs import Run, without_own
 
 DEFAULT_MEASURES = "nDCG@10 RR@10 R@100 R@1000"
@@ -45,7 +45,7 @@ def parse_measures(measures: str) -> list[Any]:
         UserError: there is no such measure, or no installed package computes it.
         MissingPackageError: ir_measures is not installed.
     """
-    ir_measures = need("ir_measures", "measuring")
+    ir_measures = need("ir_measures", "measuring", extra("evaluate"))
     parsed = []
     for name in measures.split():
         try:
@@ -73,7 +73,7 @@ def evaluate(benchmark: Benchmark, runs: Mapping[str, Run], measures: str = DEFA
     """
     if not runs:
         raise UserError("there are no runs to measure")
-    ir_measures = need("ir_measures", "measuring")
+    ir_measures = need("ir_measures", "measuring", extra("evaluate"))
     parsed = parse_measures(measures)
     evaluator = ir_measures.evaluator(parsed, benchmark.qrels)
     report = Report({}, {}, [])

@@ -23,12 +23,13 @@ from ..backbones.sources import locate
 from ..checkpoint import default_checkpoint
 from ..collection import COLLECTION_FILE, Passages, as_texts, collection_fingerprint, read_collection, write_tsv
 from ..config import VECTORS, DiffusionConfig
-from ..errors import MissingPackageError, UserError
+from ..errors import UserError
 from ..files import needing_room, read_json, write_json, written_aside
 from ..identity import CheckpointIdentity, identify
 from ..ids import IDS_FILE, write_ids
 from ..lines import is_derived
 from ..manifest import TEXTS, read_manifest, write_manifest
+from ..optional import extra, need
 from ..progress import note
 from ..vectors import VectorFiles, claim, is_claimed_by
 from .adapter import check_dim
@@ -300,10 +301,7 @@ def _warn_ignored(given: ColBERTConfig | None, effective: ColBERTConfig) -> None
 
 
 def check_faiss() -> None:
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingPackageError('indexing needs faiss: pip install "colbert-diffusion[cpu]" (or [gpu])') from error
+    faiss = need("faiss", "indexing", f"{extra('cpu')} (or [gpu])")
     if torch.cuda.is_available() and not hasattr(faiss, "StandardGpuResources"):
         raise UserError(
             "a GPU is visible and faiss is the CPU build, with which ColBERT's k-means fails: "

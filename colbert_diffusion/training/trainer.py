@@ -29,6 +29,7 @@ from ..evaluation.exact import exact_run
 from ..evaluation.measuring import evaluate
 from ..files import folder_aside, needing_room, read_json, restore, write_json
 from ..locking import writing
+from ..optional import extra
 from ..progress import note, progress_bar
 from .data import Example, Source, Stream, data_hash, read_source
 from .grouping import grouped
@@ -324,4 +325,4 @@ def _replace(folder: Path, write: Callable[[Path], None]) -> None:
 
 def _require_plotting() -> None:
     if find_spec("matplotlib") is None:
-        raise MissingPackageError('training draws its curves with matplotlib: pip install "colbert-diffusion[train]"')
+        raise MissingPackageError(f"training draws its curves with matplotlib: {extra('train')}")
