@@ -1,7 +1,7 @@
 """Folders that version 0.1 wrote before there were locks, stamps and hashes of shards still open, resume and update.
 
 `fixtures/legacy` was written by commit 6f2c76c: a checkpoint over a random BERT, an index of a TSV, one of a JSONL file with
-metadata, one that was updated, vector files in two shards, and a training run halfway.
+metadata, one that was updated, vector files in two shards, and a training run halfway; the paths in them were shortened since.
 """
 
 import json
