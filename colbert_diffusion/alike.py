@@ -13,7 +13,8 @@ from .errors import UserError
 class Alike:
     """Whether all lines of a collection have ids or none, texts that are not quoted, and titles that are titles."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path, self._is_table = path, path.suffix == ".tsv"
         self._named: bool | None = None
         self._quoted = Quoted()
         self._titles, self._numbers = 0, 0
@@ -24,18 +25,18 @@ class Alike:
             self._named = has_id
         if self._named != has_id:
             raise UserError(f"{'an' if has_id else 'no'} id, the lines before have {'none' if has_id else 'one'}")
-        if line.lstrip()[:1] != "{":
+        if self._is_table:
             columns = line.split("\t")
             self._quoted.see(number, columns[1:])
             self._titles += len(columns) > 2
             self._numbers += len(columns) > 2 and _is_figure(columns[2])
 
-    def finish(self, path: Path) -> None:
+    def finish(self) -> None:
         """Raises UserError when every text is quoted, or every title a number."""
-        self._quoted.finish(path)
+        self._quoted.finish(self._path)
         if self._titles > 1 and self._titles == self._numbers:
             raise UserError(
-                f"{path}: its third column has {self._titles:,} numbers and no title, ColBERT would read them as titles; "
+                f"{self._path}: its third column has {self._titles:,} numbers and no title, ColBERT would read them as titles; "
                 "remove the column (cut -f 1,2)"
             )
 

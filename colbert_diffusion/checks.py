@@ -3,6 +3,7 @@
 import operator
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,7 @@ def whole_numbers(name: str, values: Any) -> list[int]:
         UserError: it is no iterable (one number, one text), or an item is no whole number.
     """
     values = values.tolist() if hasattr(values, "tolist") else values
-    try:
-        items = list(() if isinstance(values, str | bytes) else values)
-    except TypeError:
-        items = None
-    if items is None or isinstance(values, str | bytes):
-        raise UserError(f"{name}s are {values!r:.40} of type {type(values).__name__}, expected a list of whole numbers")
-    return [whole_number(f"a {name}", item) for item in items]
+    if not isinstance(values, str | bytes):
+        with suppress(TypeError):
+            return [whole_number(f"a {name}", item) for item in values]
+    raise UserError(f"{name}s are {values!r:.40} of type {type(values).__name__}, expected a list of whole numbers")

@@ -216,7 +216,7 @@ class _Check:
     def __init__(self, path: Path, parse: Parse) -> None:
         self.path = path
         self.parse = parse
-        self._alike = Alike()
+        self._alike = Alike(path)
 
     def __call__(self, number: int, raw: bytes) -> None:
         try:
@@ -228,7 +228,7 @@ class _Check:
             raise UserError(f"{self.path}, line {number}: {error}") from error
 
     def finish(self) -> None:
-        self._alike.finish(self.path)
+        self._alike.finish()
 
 
 def read_collection(path: str | Path, skipped: list[Skipped] | None = None) -> Sequence[str]:
@@ -307,7 +307,7 @@ def _find(path: Path, in_folder: str) -> Path:
 
 def _entries(path: Path, parse: Parse, skipped: list[Skipped] | None = None) -> Iterator[Entry]:
     """Each line's entry; lines end at newlines only and are strictly UTF-8."""
-    alike = Alike()
+    alike = Alike(path)
     for number, raw, _ in raw_lines(path):
         try:
             line = decode(number, raw)
@@ -318,7 +318,7 @@ def _entries(path: Path, parse: Parse, skipped: list[Skipped] | None = None) -> 
             if skipped is None:
                 raise UserError(f"{path}, line {number}: {error}") from error
             skipped.append(Skipped(number, str(error), raw))
-    alike.finish(path)
+    alike.finish()
 
 
 def _parse_tsv(number: int, line: str) -> Entry:

@@ -13,7 +13,7 @@ from . import fingerprint
 from .backbones import find_family
 from .backbones.adapters import DECIDING
 from .backbones.family import NOT_PASSED_ON
-from .backbones.sources import TOKENIZER_CONFIG_FILE, locate, published_config, tokenizer_files, weight_files
+from .backbones.sources import TOKENIZER_CONFIG_FILE, locate, published_config, read_from, tokenizer_files, weight_files
 from .config import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
@@ -30,6 +30,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 UNDECIDING = frozenset({"backbone", "revision", "family", "dtype", "search", "training", "format_version"})
 UNDECIDING_OF_BACKBONE = NOT_PASSED_ON - {"model_type"}
 UNDECIDING_OF_TOKENIZER = frozenset({"name_or_path", "tokenizer_file", "auto_map", "chat_template"})  # prompts are the config's
+EARLIER_DIGITS = 16  # of version 0.1's fingerprints, which take six hashes of every file to tell
 WEIGHING = frozenset({".safetensors", ".json", ".txt"})  # what version 0.1 hashed, whatever it was
 
 
@@ -57,13 +58,13 @@ class CheckpointIdentity:
             "family": find_family(str(model.get("model_type")), self.config.family).name,
             "model": _canonical(_without(model, UNDECIDING_OF_BACKBONE)),
         }
-        for folder in [own if weight_files(own) else base]:
-            parts |= _hashed("weights", folder, weight_files(folder))
-        for folder in [own if tokenizer_files(own) else base]:
-            parts |= _hashed("tokenizer", folder, tokenizer_files(folder))
-            if (folder / TOKENIZER_CONFIG_FILE).is_file():
-                told = _without(read_json(folder / TOKENIZER_CONFIG_FILE), UNDECIDING_OF_TOKENIZER)
-                parts[f"tokenizer {TOKENIZER_CONFIG_FILE}"] = _canonical(told)
+        weights = read_from(weight_files, own, base)
+        parts |= _hashed("weights", weights, weight_files(weights))
+        tokenizer = read_from(tokenizer_files, own, base)
+        settings = tokenizer / TOKENIZER_CONFIG_FILE
+        parts |= _hashed("tokenizer", tokenizer, (file for file in tokenizer_files(tokenizer) if file != settings))
+        if settings.is_file():
+            parts[f"tokenizer {settings.name}"] = _canonical(_without(read_json(settings), UNDECIDING_OF_TOKENIZER))
         if (own / ADAPTER_CONFIG_FILE).is_file():
             adapter = read_json(own / ADAPTER_CONFIG_FILE)
             parts["adapter"] = _canonical({name: adapter[name] for name in DECIDING if adapter.get(name)})
@@ -74,7 +75,9 @@ class CheckpointIdentity:
 
     def is_named(self, recorded: object) -> bool:
         """Whether a fingerprint that some version of this package wrote down is this checkpoint's."""
-        return recorded == self.fingerprint or any(recorded == earlier for earlier in self._earlier_fingerprints())
+        if isinstance(recorded, str) and len(recorded) == EARLIER_DIGITS:
+            return any(recorded == earlier for earlier in self._earlier_fingerprints())
+        return recorded == self.fingerprint
 
     def current(self, record: Mapping[str, Any], name: str) -> dict[str, Any]:
         """A record with this checkpoint's fingerprint under `name` as this version writes it."""

@@ -20,7 +20,7 @@ from .adapters import attach_adapter, merge_adapter
 from .backbone import Backbone
 from .family import Family, PublishedConfig, check_bounds
 from .probe import prove_attention
-from .sources import WEIGHTS_FILE, published_config, tokenizer_files, weight_files
+from .sources import WEIGHTS_FILE, published_config, read_from, tokenizer_files, weight_files
 
 
 def load_backbone(
@@ -50,7 +50,7 @@ def load_backbone(
     chosen = find_family(str(published.get("model_type")), family)
     chosen.check_assumptions(published)
     own = checkpoint or folder
-    model = _load_model(chosen, published, own if weight_files(own) else folder, dtype)
+    model = _load_model(chosen, published, read_from(weight_files, own, folder), dtype)
     if checkpoint is not None and (checkpoint / ADAPTER_CONFIG_FILE).is_file():
         if merge:
             model = merge_adapter(model, checkpoint, chosen)
@@ -59,7 +59,7 @@ def load_backbone(
     module: torch.nn.Module = model  # transformers' own .to() is typed for a model argument
     module.requires_grad_(False).to(device)
 
-    tokenizer_folder = own if tokenizer_files(own) else folder
+    tokenizer_folder = read_from(tokenizer_files, own, folder)
     tokenizer = _load_tokenizer(chosen, tokenizer_folder)
     _check_vocabulary(tokenizer, model, tokenizer_folder)
     backbone = Backbone(chosen, model, tokenizer, _mask_token_id(chosen, published, tokenizer, folder), _filler_id(tokenizer))
@@ -85,9 +85,8 @@ def _load_model(family: Family, published: PublishedConfig, folder: Path, dtype:
         "unknown": sorted(report["unexpected_keys"]),
         "of another shape": sorted(str(entry[0]) for entry in report["mismatched_keys"]),
     }
-    found = [f"{len(names)} {what} (first: {names[0]})" for what, names in problems.items() if names]
-    if found:
-        raise UserError(f"{folder}: tensors do not fit family {family.name}: {', '.join(found)}; is the download complete?")
+    if any(problems.values()):
+        raise _misfit(family, folder, problems)
     if family.bidirectional:
         for module in model.modules():
             if hasattr(module, "is_causal"):
@@ -117,10 +116,13 @@ def _check_shapes(family: Family, model_class: Any, config: Any, weights: dict[s
     missing = sorted(name for name in wanted if name not in weights)
     other = sorted(name for name in wanted if name in weights and weights[name].shape != wanted[name])
     unknown = sorted(set(weights) - set(wanted))
-    problems = {"missing": missing, "unknown": unknown, "of another shape": other}
-    found = [f"{len(names)} {what} (first: {names[0]})" for what, names in problems.items() if names]
     if missing or other:
-        raise UserError(f"{folder}: tensors do not fit family {family.name}: {', '.join(found)}; is the download complete?")
+        raise _misfit(family, folder, {"missing": missing, "unknown": unknown, "of another shape": other})
+
+
+def _misfit(family: Family, folder: Path, problems: dict[str, list[str]]) -> UserError:
+    found = [f"{len(names)} {what} (first: {names[0]})" for what, names in problems.items() if names]
+    return UserError(f"{folder}: tensors do not fit family {family.name}: {', '.join(found)}; is the download complete?")
 
 
 def _read_weights(family: Family, folder: Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Where a backbone's files are (a path, a pip package's data, or a hub id: always a local folder in the end) and which."""
 
 import sys
+from collections.abc import Callable
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,11 @@ def weight_files(folder: Path) -> list[Path]:
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of the tokenizer in a folder; none: empty."""
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def read_from(files: Callable[[Path], list[Path]], checkpoint: Path, base: Path) -> Path:
+    """The folder whose weights or tokenizer (`files`) are read: the checkpoint's where it has its own, else its base's."""
+    return checkpoint if files(checkpoint) else base
 
 
 def _is_inside(name: str) -> bool:
