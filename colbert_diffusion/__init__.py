@@ -8,33 +8,33 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from . import forking as forking  # registers what a fork needs
+from .common import forking as forking  # registers what a fork needs
 
 if TYPE_CHECKING:
-    from .checkpoint import DiffusionCheckpoint as DiffusionCheckpoint
-    from .checkpoint import default_checkpoint as default_checkpoint
+    from .common.errors import UserError as UserError
     from .config import DiffusionConfig as DiffusionConfig
-    from .conversion import convert as convert
-    from .errors import UserError as UserError
-    from .seam.by_path import build_index as build_index
-    from .seam.by_path import open_index as open_index
-    from .seam.indexing import Indexer as Indexer
-    from .seam.searching import Searcher as Searcher
-    from .seam.updating import IndexUpdater as IndexUpdater
+    from .encoding.checkpoint import DiffusionCheckpoint as DiffusionCheckpoint
+    from .encoding.checkpoint import default_checkpoint as default_checkpoint
+    from .encoding.conversion import convert as convert
+    from .index.by_path import build_index as build_index
+    from .index.by_path import open_index as open_index
+    from .index.indexing import Indexer as Indexer
+    from .index.searching import Searcher as Searcher
+    from .index.updating import IndexUpdater as IndexUpdater
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "DiffusionCheckpoint": ".checkpoint",
-    "default_checkpoint": ".checkpoint",
+    "DiffusionCheckpoint": ".encoding.checkpoint",
+    "default_checkpoint": ".encoding.checkpoint",
     "DiffusionConfig": ".config",
-    "UserError": ".errors",
-    "build_index": ".seam.by_path",
-    "open_index": ".seam.by_path",
-    "Indexer": ".seam.indexing",
-    "Searcher": ".seam.searching",
-    "IndexUpdater": ".seam.updating",
-    "convert": ".conversion",
+    "UserError": ".common.errors",
+    "build_index": ".index.by_path",
+    "open_index": ".index.by_path",
+    "Indexer": ".index.indexing",
+    "Searcher": ".index.searching",
+    "IndexUpdater": ".index.updating",
+    "convert": ".encoding.conversion",
 }
 __all__ = sorted(_HOMES)
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .checks import is_number, listed
-from .errors import UserError
-from .files import read_json, write_json
+from .common.checks import is_number, listed
+from .common.errors import UserError
+from .common.files import read_json, write_json
 
 FORMAT_VERSION = 1
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 
 from colbert_diffusion import DiffusionCheckpoint, default_checkpoint
-from colbert_diffusion.collection import read_collection
-from colbert_diffusion.encoder import pad
+from colbert_diffusion.encoding.encoder import pad
+from colbert_diffusion.texts.collection import read_collection
 
 
 def plain_loop(checkpoint: DiffusionCheckpoint, texts: list[str], batch: int) -> None:

@@ -22,11 +22,11 @@ from pathlib import Path
 from colbert.infra import ColBERTConfig, Run, RunConfig
 
 from colbert_diffusion import Indexer
-from colbert_diffusion.collection import read_collection, write_tsv
-from colbert_diffusion.errors import UserError
-from colbert_diffusion.files import read_json
-from colbert_diffusion.planning import size
-from colbert_diffusion.progress import only_our_output
+from colbert_diffusion.common.errors import UserError
+from colbert_diffusion.common.files import read_json
+from colbert_diffusion.common.progress import only_our_output
+from colbert_diffusion.index.planning import size
+from colbert_diffusion.texts.collection import read_collection, write_tsv
 
 WORDS, SPREAD = 56, 0.4  # of a passage of MS MARCO: mean, and standard deviation of the logarithm
 STAGES = {

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
-from colbert_diffusion.planning import example_passages
+from colbert_diffusion.index.planning import example_passages
 
 EXAMPLES = 1000  # different passages, over and over
 
@@ -32,7 +32,7 @@ status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(status["VmRSS"].split()[0], status["VmHWM"].split()[0], time.monotonic() - started)
 """
 
-IMPORTS = "from pathlib import Path\nfrom colbert_diffusion.collection import Passages\n"
+IMPORTS = "from pathlib import Path\nfrom colbert_diffusion.texts.collection import Passages\n"
 OPEN = IMPORTS + "passages = Passages(Path(sys.argv[1]))\n"
 STEPS = {
     "imports alone": IMPORTS,
@@ -41,8 +41,8 @@ STEPS = {
     "open, read 1,000 at random": OPEN
     + "import random\nrandom.seed(0)\nfor _ in range(1000): passages[random.randrange(len(passages))]\n",
     "open, read all in order": OPEN + "for text in passages: pass\n",
-    "plan: imports alone": "import colbert_diffusion.planning\n",
-    "plan": "from colbert_diffusion.planning import *\n"
+    "plan: imports alone": "import colbert_diffusion.index.planning\n",
+    "plan": "from colbert_diffusion.index.planning import *\n"
     + "from colbert_diffusion.seam.shape import Shape\n"
     + OPEN
     + "shape = Shape(len(passages), 16, 128, 2)\n"

@@ -25,13 +25,13 @@ import numpy as np
 from colbert.infra import ColBERTConfig, Run, RunConfig
 
 from colbert_diffusion import Indexer, convert, default_checkpoint
-from colbert_diffusion.errors import UserError
-from colbert_diffusion.files import read_json, write_json
-from colbert_diffusion.identity import CheckpointIdentity, identify
-from colbert_diffusion.planning import example_passages, make_plan, size
-from colbert_diffusion.progress import Progress, note, only_our_output
-from colbert_diffusion.scoring import Vectors
-from colbert_diffusion.vectors import encode_to
+from colbert_diffusion.common.errors import UserError
+from colbert_diffusion.common.files import read_json, write_json
+from colbert_diffusion.common.progress import Progress, note, only_our_output
+from colbert_diffusion.encoding.identity import CheckpointIdentity, identify
+from colbert_diffusion.encoding.scoring import Vectors
+from colbert_diffusion.encoding.vectors import encode_to
+from colbert_diffusion.index.planning import example_passages, make_plan, size
 
 CENTRES = 4096  # in float32 (CENTRES, dim)
 SPREAD = 1.0  # of a vector around its centre, both of length 1 before they are added

@@ -29,10 +29,10 @@ import torch
 from colbert.infra import ColBERTConfig, Run, RunConfig
 
 from colbert_diffusion import Indexer, Searcher
-from colbert_diffusion.collection import read_collection, read_queries
-from colbert_diffusion.scoring import maxsim
+from colbert_diffusion.encoding.scoring import maxsim
+from colbert_diffusion.encoding.vectors import VectorFiles
 from colbert_diffusion.seam.settings import SearchSettings, choose_settings
-from colbert_diffusion.vectors import VectorFiles
+from colbert_diffusion.texts.collection import read_collection, read_queries
 
 DEFAULTS = "ColBERT's defaults"
 WARM_UP = 20  # queries

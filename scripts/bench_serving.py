@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit
 
-from colbert_diffusion.collection import read_queries
+from colbert_diffusion.texts.collection import read_queries
 
 TIMEOUT = 10  # seconds: DSPy's client waits as long
 STAGE = re.compile(r'^colbert_diffusion_stage_seconds_(sum|count)\{stage="(\w+)"\} (\S+)$', re.MULTILINE)

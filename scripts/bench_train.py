@@ -21,11 +21,11 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from colbert_diffusion.backbones.loading import load_backbone
-from colbert_diffusion.checkpoint import default_checkpoint
-from colbert_diffusion.conversion import convert
-from colbert_diffusion.encoder import pad
-from colbert_diffusion.identity import identify
-from colbert_diffusion.scoring import mean_maxsim
+from colbert_diffusion.encoding.checkpoint import default_checkpoint
+from colbert_diffusion.encoding.conversion import convert
+from colbert_diffusion.encoding.encoder import pad
+from colbert_diffusion.encoding.identity import identify
+from colbert_diffusion.encoding.scoring import mean_maxsim
 from colbert_diffusion.training.data import Example, read_source
 from colbert_diffusion.training.losses import Targets, dense_losses
 from colbert_diffusion.training.model import TrainableModel

@@ -18,9 +18,9 @@ from bench_search import exact_maxsim, recall
 from colbert.infra import ColBERTConfig, Run, RunConfig
 
 from colbert_diffusion import Indexer, IndexUpdater, Searcher
-from colbert_diffusion.collection import read_collection, read_queries
-from colbert_diffusion.files import read_json
-from colbert_diffusion.vectors import VectorFiles
+from colbert_diffusion.common.files import read_json
+from colbert_diffusion.encoding.vectors import VectorFiles
+from colbert_diffusion.texts.collection import read_collection, read_queries
 
 
 def main() -> None:

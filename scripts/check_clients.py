@@ -34,7 +34,7 @@ def ours(collection: str, queries: str, work: Path, nbits: int, count: int) -> N
     from colbert.infra import ColBERTConfig, Run, RunConfig
 
     from colbert_diffusion import Indexer, Searcher
-    from colbert_diffusion.collection import read_queries
+    from colbert_diffusion.texts.collection import read_queries
 
     texts = list(dict.fromkeys(read_queries(queries).values()))[:count]
     with Run().context(RunConfig(index_root=str(work.absolute()))):

@@ -28,13 +28,13 @@ from typing import Any, NamedTuple
 from colbert_diffusion import DiffusionCheckpoint
 from colbert_diffusion.backbones.loading import load_backbone
 from colbert_diffusion.backbones.sources import locate
-from colbert_diffusion.conversion import convert
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.common.errors import UserError
+from colbert_diffusion.common.files import read_json, write_json
+from colbert_diffusion.common.fingerprint import of_texts
+from colbert_diffusion.common.progress import note, only_our_output
+from colbert_diffusion.encoding.conversion import convert
 from colbert_diffusion.evaluation import Benchmark, read_benchmark
 from colbert_diffusion.evaluation.systems import Systems, measure_systems
-from colbert_diffusion.files import read_json, write_json
-from colbert_diffusion.fingerprint import of_texts
-from colbert_diffusion.progress import note, only_our_output
 from colbert_diffusion.training.log import read_log
 from colbert_diffusion.training.recipe import PRESETS, Recipe
 from colbert_diffusion.training.trainer import Data, train

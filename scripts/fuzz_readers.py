@@ -25,15 +25,15 @@ from colbert_diffusion.backbones import find_family
 from colbert_diffusion.backbones.adapters import _lora_config
 from colbert_diffusion.backbones.loading import _native
 from colbert_diffusion.backbones.sources import published_config, weight_files
-from colbert_diffusion.collection import read_collection, read_documents, read_queries
+from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.config import DiffusionConfig, check_colbert_file
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.encoding.vectors import VectorFiles
 from colbert_diffusion.evaluation.benchmarks import read_qrels
 from colbert_diffusion.evaluation.runs import read_run
-from colbert_diffusion.manifest import check_sizes
-from colbert_diffusion.seam.opening import all_doclens, index_config, removed_pids
+from colbert_diffusion.index.manifest import check_sizes
+from colbert_diffusion.index.opening import all_doclens, index_config, removed_pids
+from colbert_diffusion.texts.collection import read_collection, read_documents, read_queries
 from colbert_diffusion.training.data import read_exclusions, read_source
-from colbert_diffusion.vectors import VectorFiles
 
 SLOW = 5.0  # seconds for one input of a few kilobytes
 GROWTH = 1 << 30  # bytes of memory that all inputs together may bring

@@ -17,12 +17,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from colbert_diffusion.collection import read_queries, write_tsv
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.common.errors import UserError
+from colbert_diffusion.common.files import folder_aside, written_aside
+from colbert_diffusion.common.optional import need
+from colbert_diffusion.common.progress import note
 from colbert_diffusion.evaluation.benchmarks import read_qrels
-from colbert_diffusion.files import folder_aside, written_aside
-from colbert_diffusion.optional import need
-from colbert_diffusion.progress import note
+from colbert_diffusion.texts.collection import read_queries, write_tsv
 
 DATASET = "msmarco-passage/dev/small"
 COLLECTION, QUERIES, QRELS = "collection.tsv", "queries.dev.small.tsv", "qrels.dev.small.tsv"

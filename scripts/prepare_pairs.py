@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from colbert_diffusion.errors import UserError
-from colbert_diffusion.files import written_aside
+from colbert_diffusion.common.errors import UserError
+from colbert_diffusion.common.files import written_aside
 from colbert_diffusion.training.data import is_excluded, read_exclusions
 
 LONGEST = 1500  # characters of a passage

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from colbert_diffusion import DiffusionCheckpoint
-from colbert_diffusion.collection import read_collection
-from colbert_diffusion.errors import UserError
-from colbert_diffusion.lexical import content_words
+from colbert_diffusion.common.errors import UserError
+from colbert_diffusion.encoding.lexical import content_words
+from colbert_diffusion.texts.collection import read_collection
 
 Predicted = list[list[str]]  # of a passage: for each position its words, best first
 

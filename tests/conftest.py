@@ -8,14 +8,16 @@ os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions") 
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
+from colbert_diffusion import Searcher, build_index, open_index
 from colbert_diffusion.config import DiffusionConfig, PromptParts
-from colbert_diffusion.encoder import Encoder
+from colbert_diffusion.encoding.encoder import Encoder
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 WORDS = (
@@ -69,6 +71,34 @@ def tiny_checkpoint(tiny_config: DiffusionConfig, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     tiny_config.save(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def adapted_checkpoint(tiny_config: DiffusionConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a LoRA adapter: loading one draws random numbers."""
+    from .releases import write_adapter
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "adapted"
+    write_adapter(folder, {"bert.encoder.layer.0.attention.self.query": (HIDDEN, HIDDEN)})
+    tiny_config.save(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class TinyIndex:
+    """A small index over the fake backbone, shared by the tests that only read it."""
+
+    path: Path
+    texts: list[str]
+
+    def searcher(self) -> Searcher:
+        return open_index(self.path, verbose=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_index(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyIndex:
+    texts = make_texts(300)
+    return TinyIndex(build_index(tmp_path_factory.mktemp("indexes") / "tiny", texts, tiny_checkpoint, verbose=0), texts)
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.config import COLBERT_FILE, CONFIG_FILE, DiffusionConfig, PromptParts, layout_of
-from colbert_diffusion.errors import UserError
 
 from .conftest import PARITY
 

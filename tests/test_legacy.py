@@ -13,12 +13,12 @@ import pytest
 from colbert.infra import Run, RunConfig
 
 from colbert_diffusion import DiffusionCheckpoint, Indexer, IndexUpdater, Searcher
-from colbert_diffusion.errors import UserError
-from colbert_diffusion.seam.opening import verify
+from colbert_diffusion.common.errors import UserError
+from colbert_diffusion.encoding.vectors import VectorFiles
+from colbert_diffusion.index.opening import verify
 from colbert_diffusion.training.log import read_log
 from colbert_diffusion.training.recipe import Recipe
 from colbert_diffusion.training.trainer import Data, train
-from colbert_diffusion.vectors import VectorFiles
 
 QUERY = "paris germany moon"
 FOUND = ([33, 30, 14], [3.6472726, 3.6310782, 3.6282074])  # by the version that built them

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig
+from colbert_diffusion.encoding.lexical import content_words
+from colbert_diffusion.encoding.vectors import VectorFiles
 from colbert_diffusion.evaluation import read_run
-from colbert_diffusion.lexical import content_words
-from colbert_diffusion.vectors import VectorFiles
 
 from .conftest import HIDDEN, make_texts
 from .evaluation.conftest import write_beir

@@ -3,7 +3,7 @@
 One short, mostly declarative file per family; to support another, write such a file and add it here.
 """
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .a2d import A2D
 from .bert import BERT
 from .causal import CAUSAL

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import Linear
 from transformers import PreTrainedModel
 
-from ..checks import is_number
+from ..common.checks import is_number
+from ..common.errors import UserError
+from ..common.files import read_json, write_json, written_aside
 from ..config import ADAPTER_CONFIG_FILE, ADAPTER_FILE
-from ..errors import UserError
-from ..files import read_json, write_json, written_aside
 from .family import Family
 
 PEFT_PREFIX = "base_model.model."

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..checks import is_number
-from ..errors import UserError
+from ..common.checks import is_number
+from ..common.errors import UserError
 
 PublishedConfig = Mapping[str, Any]  # a backbone's config.json, as published
 Native = tuple[type[PreTrainedModel], PretrainedConfig]

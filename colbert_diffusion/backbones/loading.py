@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..common.errors import UserError
 from ..config import ADAPTER_CONFIG_FILE
-from ..errors import UserError
 from . import find_family
 from .adapters import attach_adapter, merge_adapter
 from .backbone import Backbone

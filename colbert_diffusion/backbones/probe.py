@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .backbone import Backbone
 
 LENGTH, SHORT = 9, 6

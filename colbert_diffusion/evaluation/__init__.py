@@ -4,7 +4,7 @@ Each step stands alone: a run file made here is measured alike by any other tool
 here. Importing it loads neither torch nor colbert.
 """
 
-from ..scoring import prefix
+from ..encoding.scoring import prefix
 from .benchmarks import Benchmark, read_benchmark
 from .bm25 import bm25_run
 from .exact import Cell, TextEncoder, cell_runs, exact_run

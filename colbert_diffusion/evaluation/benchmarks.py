@@ -7,10 +7,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..collection import Documents, read_documents, read_queries
-from ..errors import UserError
-from ..lines import PACKED, found, text_lines
-from ..optional import need
+from ..common.errors import UserError
+from ..common.optional import need
+from ..texts.collection import Documents, read_documents, read_queries
+from ..texts.lines import PACKED, found, text_lines
 
 PREFIX = "ir_datasets:"
 DEFAULT_SPLITS = ("test", "dev.small", "dev")  # MS MARCO's dev.small is the dev set of the literature

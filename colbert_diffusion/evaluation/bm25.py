@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..optional import extra, need
-from ..progress import note, progress_bar
+from ..common.optional import extra, need
+from ..common.progress import note, progress_bar
 from .benchmarks import Benchmark
 from .runs import Run, best
 

@@ -8,10 +8,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ..common.errors import UserError
+from ..common.progress import progress_bar
 from ..config import DiffusionConfig
-from ..errors import UserError
-from ..progress import progress_bar
-from ..scoring import Vectors, maxsim, prefix
+from ..encoding.scoring import Vectors, maxsim, prefix
 from .benchmarks import Benchmark
 from .runs import Run, best
 

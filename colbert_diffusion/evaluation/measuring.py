@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from ..optional import extra, need
+from ..common.errors import UserError
+from ..common.optional import extra, need
 from .benchmarks import Benchmark
 from .runs import Run, without_own
 

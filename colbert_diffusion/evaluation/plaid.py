@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from ..collection import collection_fingerprint
-from ..errors import UserError
-from ..files import read_json
-from ..manifest import read_manifest
-from ..progress import progress_bar
+from ..common.errors import UserError
+from ..common.files import read_json
+from ..common.progress import progress_bar
+from ..index.manifest import read_manifest
+from ..texts.collection import collection_fingerprint
 from .benchmarks import Benchmark
 from .runs import Run
 
@@ -19,7 +19,7 @@ def build_index(checkpoint: str | None, benchmark: Benchmark, folder: Path, nbit
     Raises:
         UserError: what `Indexer` raises, or the folder holds another index.
     """
-    from ..seam.by_path import build_index as build
+    from ..index.by_path import build_index as build
 
     return build(folder, benchmark.texts, checkpoint, nbits=nbits, overwrite="resume")
 
@@ -33,7 +33,7 @@ def plaid_run(index: str | Path, benchmark: Benchmark, depth: int = 1000, checkp
     Raises:
         UserError: there is no such index, it is of other documents, or the checkpoint is another.
     """
-    from ..seam.by_path import open_index
+    from ..index.by_path import open_index
 
     check_documents(Path(index), benchmark)
     searcher = open_index(index, checkpoint=checkpoint, collection=benchmark.texts, verbose=1)
@@ -52,7 +52,7 @@ def plaid_run(index: str | Path, benchmark: Benchmark, depth: int = 1000, checkp
 
 def check_documents(index: Path, benchmark: Benchmark) -> None:
     """Raises UserError unless the index is of these documents in this order (their number, without our manifest)."""
-    from ..seam.opening import index_config
+    from ..index.opening import index_config
 
     index_config(index)  # says when there is no index
     build = (read_manifest(index) or {}).get("build", {})

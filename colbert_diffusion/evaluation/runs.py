@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UserError
-from ..files import written_aside
-from ..lines import text_lines
+from ..common.errors import UserError
+from ..common.files import written_aside
+from ..texts.lines import text_lines
 
 Run = dict[str, list[tuple[str, float]]]  # qid -> (document id, score), best first
 

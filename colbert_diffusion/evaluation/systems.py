@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import UserError
-from ..files import write_json
+from ..common.errors import UserError
+from ..common.files import write_json
 from .benchmarks import Benchmark
 from .bm25 import bm25_run
 from .exact import Cell, cell_runs, check_cells
@@ -129,8 +129,8 @@ def _run_checkpoint(
     benchmark: Benchmark, systems: Systems, out: Path | None, keep: Callable[[str, Run], None]
 ) -> dict[str, Any]:
     """Run the systems that need a model; which model it was."""
-    from ..checkpoint import DiffusionCheckpoint, default_checkpoint
-    from ..identity import identify
+    from ..encoding.checkpoint import DiffusionCheckpoint, default_checkpoint
+    from ..encoding.identity import identify
 
     path = systems.checkpoint or (_checkpoint_of(systems.index) if systems.index else default_checkpoint())
     identity = identify(path)
@@ -158,7 +158,7 @@ def _run_checkpoint(
 
 
 def _checkpoint_of(index: Path) -> str:
-    from ..seam.opening import checkpoint_of, index_config
+    from ..index.opening import checkpoint_of, index_config
 
     index = index.absolute()
     return checkpoint_of(index, index_config(index))

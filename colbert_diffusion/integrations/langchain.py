@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingPackageError
+from ..common.errors import MissingPackageError
 
 try:
     from langchain_core.callbacks import CallbackManagerForRetrieverRun
@@ -36,7 +36,7 @@ class ColBERTDiffusionRetriever(BaseRetriever):
     def __init__(self, **fields: Any) -> None:
         """Opens the index: what is wrong with it shows now, not at the first question."""
         super().__init__(**fields)
-        from ..seam.by_path import open_index
+        from ..index.by_path import open_index
 
         self._searcher = open_index(self.index, checkpoint=self.checkpoint, collection=self.collection)
 

@@ -9,14 +9,6 @@
     extensions  the compiler for that C++
     settings    how a search over few vectors is tuned
     shape       ColBERT's arithmetic: sizes, and what cannot work
-    trial       seconds of each step on this machine, for `plan`
-    indexing    ColBERT's Indexer with our guards
-    searching   ColBERT's Searcher with our guards
-    updating    ColBERT's IndexUpdater, by our own way: beside the old index, then swapped
-    by_path     the same three by folder
-    opening     from a folder to its config, checkpoint and texts
-    layout      every file of an index, as data
-    places      where an index grows, and how it takes its place
 
 Rebound are `Checkpoint` (collection_indexer, searcher, index_updater), `encode`, `Launcher`, `mp` (indexer) and `IndexScorer`
 (searcher), for every user of this process: indexes of ColBERT's own BERT checkpoints are then also built through our builder.

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..checkpoint import DiffusionCheckpoint
+from ..common.errors import UserError
 from ..config import COLBERT_FILE, VECTORS
-from ..errors import UserError
-from ..identity import identify
-from ..scoring import Vectors
-from ..vectors import VectorFiles
+from ..encoding.checkpoint import DiffusionCheckpoint
+from ..encoding.identity import identify
+from ..encoding.scoring import Vectors
+from ..encoding.vectors import VectorFiles
 
 
 class ColBERTCheckpoint(DiffusionCheckpoint):

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+from ..common.errors import UserError
+from ..common.forking import settle_child
 from ..config import layout_of
-from ..errors import UserError
-from ..forking import settle_child
 from .worker import encode
 
 COLBERT_VERSION = "0.2.22"

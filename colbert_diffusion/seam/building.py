@@ -17,7 +17,7 @@ from colbert.indexing.collection_indexer import CollectionIndexer
 from colbert.indexing.index_saver import IndexSaver
 from torch import Tensor
 
-from ..files import publish, remove
+from ..common.files import publish, remove
 from .shape import QUANTILE_LIMIT, fitting_partitions
 
 CODEC_FILES = ("centroids.pt", "buckets.pt", "avg_residual.pt")

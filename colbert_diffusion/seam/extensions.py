@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..errors import MissingPackageError
-from ..progress import note
+from ..common.errors import MissingPackageError
+from ..common.progress import note
 
 CPU_EXTENSIONS = ("segmented_maxsim_cpp", "filter_pids_cpp", "decompress_residuals_cpp", "segmented_lookup_cpp")
 GPU_EXTENSIONS = ("packbits_cpp",)  # beside decompress_residuals_cpp, which goes by the same name on both

@@ -12,7 +12,7 @@ import torch
 from colbert.search.index_storage import IndexScorer
 from colbert.search.strided_tensor import StridedTensor
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 
 class CheckedScorer(IndexScorer):  # type: ignore[misc]  # colbert has no types

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.errors import UserError
 from ..config import COLBERT_FILE, RELEASED, check_colbert_file, layout_of
-from ..errors import UserError
 
 CHUNK = 25_000  # passages; ColBERT's (data/collection.py:78)
 KMEANS_STEPS = 4  # ColBERT's default (infra/config/settings.py:168)

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, overload
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 SEED = 12345  # ColBERT's (infra/launcher.py:99)
 GROUP_TIMEOUT = timedelta(hours=12)  # a rank may wait at a barrier while another clusters
@@ -105,7 +105,7 @@ def encode(config: Any, collection: Any, shared_lists: Any, shared_queues: Any, 
         _encode_shards(pids, config.rank, config.nranks, verbose)
         distributed.barrier(config.rank)
         if config.rank == 0:
-            from ..vectors import mark_complete
+            from ..encoding.vectors import mark_complete
 
             mark_complete(pids.vectors)
         distributed.barrier(config.rank)
@@ -114,8 +114,8 @@ def encode(config: Any, collection: Any, shared_lists: Any, shared_queues: Any, 
 
 
 def _encode_shards(pids: Pids, rank: int, nranks: int, verbose: int) -> None:
-    from ..checkpoint import DiffusionCheckpoint
-    from ..vectors import encode_shards
+    from ..encoding.checkpoint import DiffusionCheckpoint
+    from ..encoding.vectors import encode_shards
 
     encode_shards(
         pids.vectors,

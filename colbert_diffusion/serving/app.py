@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
-from ..errors import UserError
+from ..common.errors import UserError
 from . import schemas
 from .index import Hit, UnknownError
 from .metrics import Metrics

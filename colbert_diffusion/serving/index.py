@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoint import DiffusionCheckpoint
+from ..common.errors import UserError
 from ..config import Side
-from ..errors import UserError
+from ..encoding.checkpoint import DiffusionCheckpoint
+from ..index.by_path import open_index
+from ..index.searching import Observe, as_user_errors
 from ..seam.adapter import Models, VectorCheckpoint, sharing
-from ..seam.by_path import open_index
-from ..seam.searching import Observe, as_user_errors
 
 WORDS = 8  # predicted words shown per position
 

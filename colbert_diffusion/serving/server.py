@@ -5,8 +5,8 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import MissingPackageError, UserError
-from ..progress import note
+from ..common.errors import MissingPackageError, UserError
+from ..common.progress import note
 
 try:
     import uvicorn

@@ -22,8 +22,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from ..common.errors import UserError
 from ..config import Side
-from ..errors import UserError
 from ..seam.adapter import Models
 from .batching import Background, Batcher
 from .index import Encoded, Explanation, Hit, OpenedIndex, UnknownError

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..alike import Quoted
-from ..checks import is_number
-from ..collection import read_collection, read_queries
-from ..errors import UserError
-from ..files import parse_json
-from ..lines import Line, decode, raw_lines, text_lines
+from ..common.checks import is_number
+from ..common.errors import UserError
+from ..common.files import parse_json
+from ..texts.alike import Quoted
+from ..texts.collection import read_collection, read_queries
+from ..texts.lines import Line, decode, raw_lines, text_lines
 
 
 @dataclass(frozen=True)

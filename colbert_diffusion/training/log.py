@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import to_disk, written_aside
+from ..common.files import to_disk, written_aside
 
 SMOOTHED = 50  # curves show the mean over this fraction of a run's steps
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
 
-from ..scoring import mean_maxsim, prefix_of_batch
+from ..encoding.scoring import mean_maxsim, prefix_of_batch
 from .recipe import Recipe
 
 

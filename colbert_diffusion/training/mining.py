@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import fingerprint
-from ..errors import UserError
-from ..files import needing_room, read_json, remove, write_json, written_aside
-from ..identity import CheckpointIdentity, identify
-from ..locking import writing
-from ..progress import note, progress_bar
+from ..common import fingerprint
+from ..common.errors import UserError
+from ..common.files import needing_room, read_json, remove, write_json, written_aside
+from ..common.locking import writing
+from ..common.progress import note, progress_bar
+from ..encoding.identity import CheckpointIdentity, identify
 from .data import Example
 
 MINED_FILE = "mined.jsonl"
@@ -121,7 +121,7 @@ def _claim(folder: Path, identity: CheckpointIdentity, about: dict[str, Any]) ->
 
 def _searcher(checkpoint: str, passages: Sequence[str], folder: Path) -> Any:
     """A searcher in the index of the passages, which is built unless it is there."""
-    from ..seam.by_path import build_index, open_index  # heavy
+    from ..index.by_path import build_index, open_index  # heavy
 
     built = build_index(folder / INDEX, passages, checkpoint, overwrite="resume", verbose=0)
     return open_index(built, checkpoint=checkpoint)

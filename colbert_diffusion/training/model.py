@@ -16,16 +16,16 @@ from ..backbones.adapters import new_adapter, save_adapter
 from ..backbones.backbone import Backbone
 from ..backbones.loading import load_backbone
 from ..backbones.sources import TOKENIZER_FILES, WEIGHTS_FILE, settled
+from ..common.errors import UserError
+from ..common.files import read_json, written_aside
 from ..config import ADAPTER_CONFIG_FILE, HEAD_FILE, DiffusionConfig, Side
-from ..encoder import Encoder
-from ..errors import UserError
-from ..files import read_json, written_aside
-from ..heads import PredictionHead, load_head, new_head
-from ..identity import CheckpointIdentity, identify
-from ..projection import Projection, load_projection
-from ..prompts import Row
-from ..readouts import READOUTS
-from ..scoring import Vectors
+from ..encoding.encoder import Encoder
+from ..encoding.heads import PredictionHead, load_head, new_head
+from ..encoding.identity import CheckpointIdentity, identify
+from ..encoding.projection import Projection, load_projection
+from ..encoding.prompts import Row
+from ..encoding.readouts import READOUTS
+from ..encoding.scoring import Vectors
 from .losses import word_activations
 from .recipe import Recipe
 

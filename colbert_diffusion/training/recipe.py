@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from ..errors import UserError
-from ..files import parse_json, read_json
+from ..common.errors import UserError
+from ..common.files import parse_json, read_json
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import UserError
-from ..files import folder_aside, remove
+from ..common.errors import UserError
+from ..common.files import folder_aside, remove
 
 PREFIX = "step-"
 TENSORS = "state.safetensors"

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 
+from ..common.errors import UserError
 from ..config import Side
-from ..encoder import batches, pad
-from ..errors import UserError
-from ..lexical import ContentIds
-from ..prompts import Row
-from ..scoring import mean_maxsim_padded
+from ..encoding.encoder import batches, pad
+from ..encoding.lexical import ContentIds
+from ..encoding.prompts import Row
+from ..encoding.scoring import mean_maxsim_padded
 from .data import Example
 from .losses import Targets, diffusion_loss, diversity_loss, nested_losses, sparse_loss
 from .model import TrainableModel

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..config import Side
-from ..identity import CheckpointIdentity, identify
-from ..scoring import Vectors
+from ..encoding.identity import CheckpointIdentity, identify
+from ..encoding.scoring import Vectors
 from .model import LiveCheckpoint
 from .recipe import Recipe
 

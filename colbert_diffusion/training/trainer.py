@@ -23,14 +23,14 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..errors import MissingPackageError, UserError
+from ..common.errors import MissingPackageError, UserError
+from ..common.files import folder_aside, needing_room, read_json, restore, write_json
+from ..common.locking import writing
+from ..common.optional import extra
+from ..common.progress import note, progress_bar
 from ..evaluation.benchmarks import read_benchmark
 from ..evaluation.exact import exact_run
 from ..evaluation.measuring import evaluate
-from ..files import folder_aside, needing_room, read_json, restore, write_json
-from ..locking import writing
-from ..optional import extra
-from ..progress import note, progress_bar
 from .data import Example, Source, Stream, data_hash, read_source
 from .grouping import grouped
 from .log import Log, draw_curves

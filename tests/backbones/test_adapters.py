@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
 
 from colbert_diffusion.backbones.loading import load_backbone
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.common.errors import UserError
 
 from ..conftest import PARITY
 from ..releases import write_adapter

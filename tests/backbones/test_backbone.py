@@ -5,7 +5,7 @@ import pytest
 
 from colbert_diffusion.backbones.backbone import Backbone
 from colbert_diffusion.backbones.loading import load_backbone
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.common.errors import UserError
 
 from ..conftest import PARITY, make_texts
 

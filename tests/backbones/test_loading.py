@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from colbert_diffusion.backbones import FAMILIES
 from colbert_diffusion.backbones.loading import load_backbone
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.common.errors import UserError
 
 from ..conftest import PARITY
 from .published import PUBLISHED, bidirectional_states, copy_backbone, publish, write_tokenizer

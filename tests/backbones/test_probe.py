@@ -10,7 +10,7 @@ from colbert_diffusion.backbones.backbone import Backbone
 from colbert_diffusion.backbones.family import passed_on
 from colbert_diffusion.backbones.loading import load_backbone
 from colbert_diffusion.backbones.probe import prove_attention
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.common.errors import UserError
 
 from ..conftest import PARITY
 

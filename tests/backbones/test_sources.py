@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from colbert_diffusion.backbones.sources import locate
-from colbert_diffusion.errors import MissingPackageError, UserError
+from colbert_diffusion.common.errors import MissingPackageError, UserError
 
 
 def test_relative_paths_resolve_against_the_checkpoint_then_its_parent(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from colbert_diffusion.collection import Passages
-from colbert_diffusion.errors import MissingPackageError, UserError
+from colbert_diffusion.common.errors import MissingPackageError, UserError
 from colbert_diffusion.evaluation import Benchmark, read_benchmark
+from colbert_diffusion.texts.collection import Passages
 
 from ..conftest import make_texts
 from .conftest import write_beir

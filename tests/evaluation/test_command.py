@@ -8,7 +8,7 @@ import pytest
 
 from colbert_diffusion.evaluation import Benchmark, bm25_run, read_run, write_run
 
-from ..test_cli import run
+from ..cli.test_cli import run
 
 
 def test_evaluate_end_to_end(beir: Path, benchmark_: Benchmark, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import ir_measures
 import numpy as np
 import pytest
 
-from colbert_diffusion.errors import MissingPackageError, UserError
+from colbert_diffusion.common.errors import MissingPackageError, UserError
 from colbert_diffusion.evaluation import Benchmark, Run, compare, evaluate, write_run
 
 BENCHMARK = Benchmark(

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.evaluation import Run, read_run, write_run
 from colbert_diffusion.evaluation.runs import best
 

@@ -11,7 +11,7 @@ import pytest
 import Stemmer
 
 from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig
-from colbert_diffusion.errors import MissingPackageError, UserError
+from colbert_diffusion.common.errors import MissingPackageError, UserError
 from colbert_diffusion.evaluation import (
     Benchmark,
     Cell,

@@ -6,7 +6,7 @@ from langchain_core.retrievers import BaseRetriever
 from colbert_diffusion import Searcher, UserError
 from colbert_diffusion.integrations.langchain import ColBERTDiffusionRetriever
 
-from ..seam.conftest import TinyIndex, tiny_index  # noqa: F401 - a fixture
+from ..conftest import TinyIndex, tiny_index  # noqa: F401 - a fixture
 
 
 def test_documents_are_what_the_searcher_finds(tiny_index: TinyIndex) -> None:  # noqa: F811

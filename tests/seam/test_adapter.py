@@ -10,11 +10,11 @@ import torch
 from colbert.infra import ColBERTConfig
 
 from colbert_diffusion import DiffusionConfig
+from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.config import HEAD_FILE
-from colbert_diffusion.errors import UserError
-from colbert_diffusion.identity import identify
+from colbert_diffusion.encoding.identity import identify
+from colbert_diffusion.encoding.vectors import encode_to
 from colbert_diffusion.seam.adapter import ColBERTCheckpoint, Models, VectorCheckpoint, open_checkpoint, sharing
-from colbert_diffusion.vectors import encode_to
 
 from ..conftest import HIDDEN, make_texts
 

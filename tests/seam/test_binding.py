@@ -9,7 +9,7 @@ import colbert.searcher
 import pytest
 
 from colbert_diffusion import DiffusionCheckpoint
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.seam import binding, install, uninstall
 from colbert_diffusion.seam.worker import encode
 

@@ -19,13 +19,13 @@ from colbert.indexing.collection_indexer import CollectionIndexer
 from colbert.infra import ColBERTConfig, Run, RunConfig
 
 from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig, Indexer, Searcher
-from colbert_diffusion.errors import UserError
-from colbert_diffusion.identity import identify
+from colbert_diffusion.common.errors import UserError
+from colbert_diffusion.encoding.identity import identify
+from colbert_diffusion.encoding.vectors import claim, encode_shards
+from colbert_diffusion.index.places import Places
+from colbert_diffusion.index.trial import random_vectors
 from colbert_diffusion.seam import building, install
 from colbert_diffusion.seam.building import PlaidIndexer
-from colbert_diffusion.seam.places import Places
-from colbert_diffusion.seam.trial import random_vectors
-from colbert_diffusion.vectors import claim, encode_shards
 
 from ..conftest import make_texts
 
@@ -35,9 +35,9 @@ import os, signal, sys
 from pathlib import Path
 import colbert.data.collection
 from colbert.infra import ColBERTConfig, Run, RunConfig
-import colbert_diffusion.vectors
+import colbert_diffusion.encoding.vectors
 from colbert_diffusion import Indexer
-from colbert_diffusion.encoder import Encoder
+from colbert_diffusion.encoding.encoder import Encoder
 
 checkpoint, collection, target, nranks, log = sys.argv[1:]
 encode = Encoder.encode
@@ -50,7 +50,7 @@ def counting(self, texts, side, **options):
         file.writelines(text + "\\n" for text in texts)
 
 Encoder.encode = counting
-colbert_diffusion.vectors.SHARD = 500
+colbert_diffusion.encoding.vectors.SHARD = 500
 colbert.data.collection.Collection.get_chunksize = lambda self: 400
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests run in the background are born deaf to it
@@ -350,7 +350,7 @@ def test_vectors_that_still_fit_outlive_a_change_of_nbits(tiny_checkpoint: Path,
         (tmp_path / "i.partial" / "build.json").write_text('{"nbits": 4}')
         encoded.clear()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("colbert_diffusion.seam.places.Places.swap", lambda self: None)
+            patch.setattr("colbert_diffusion.index.places.Places.swap", lambda self: None)
             Indexer(str(tiny_checkpoint), ColBERTConfig(nbits=2), verbose=0).index("i", texts, overwrite=True)
         assert (kept / "00000.safetensors").exists()
         assert encoded == []

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from colbert_diffusion import Searcher
-from colbert_diffusion.errors import UserError
-from colbert_diffusion.manifest import write_manifest
+from colbert_diffusion.common.errors import UserError
+from colbert_diffusion.index.manifest import write_manifest
 
-from .conftest import TinyIndex
+from ..conftest import TinyIndex
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ SEARCH = """
 import sys
 from pathlib import Path
 from colbert_diffusion import Searcher
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.common.errors import UserError
 index = Path(sys.argv[1])
 for trial in sorted(index.parent.glob("trial-*")):
     try:

@@ -110,7 +110,7 @@ def test_an_explanation_adds_up_and_names_the_predicted_words(client: TestClient
 def test_without_a_prediction_head_the_explanation_says_so_and_keeps_the_matches(
     make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colbert_diffusion.checkpoint.load_head", lambda *_: None)
+    monkeypatch.setattr("colbert_diffusion.encoding.checkpoint.load_head", lambda *_: None)
     client = make_client()
     found = client.post("/api/explain", json={"query": "cat", "pid": 9}).json()
     assert "no prediction head" in found["note"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.training.data import (
     Example,
     Source,

@@ -6,8 +6,8 @@ import torch
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
-from colbert_diffusion.errors import UserError
-from colbert_diffusion.scoring import mean_maxsim, prefix_of_batch
+from colbert_diffusion.common.errors import UserError
+from colbert_diffusion.encoding.scoring import mean_maxsim, prefix_of_batch
 from colbert_diffusion.training.losses import (
     Targets,
     coverage_loss,

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from colbert_diffusion import Indexer, Searcher
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.training import mining
 from colbert_diffusion.training.data import Example, read_source
 from colbert_diffusion.training.mining import mine

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from colbert_diffusion.errors import UserError
+from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.training.recipe import PRESETS, read_recipe
 
 

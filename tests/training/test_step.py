@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.config import DiffusionConfig
-from colbert_diffusion.errors import UserError
-from colbert_diffusion.readouts import READOUTS
-from colbert_diffusion.scoring import mean_maxsim
+from colbert_diffusion.encoding.readouts import READOUTS
+from colbert_diffusion.encoding.scoring import mean_maxsim
 from colbert_diffusion.training.losses import Targets, infonce
 from colbert_diffusion.training.model import TrainableModel
 from colbert_diffusion.training.recipe import Recipe

@@ -13,13 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig, convert, files
-from colbert_diffusion.errors import UserError
+from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig, convert
+from colbert_diffusion.common import files
+from colbert_diffusion.common.errors import UserError
+from colbert_diffusion.common.locking import writing
 from colbert_diffusion.evaluation.benchmarks import read_benchmark
 from colbert_diffusion.evaluation.exact import Cell, cell_runs, exact_run
 from colbert_diffusion.evaluation.measuring import evaluate
 from colbert_diffusion.evaluation.plaid import build_index, plaid_run
-from colbert_diffusion.locking import writing
 from colbert_diffusion.training.data import read_source
 from colbert_diffusion.training.log import read_log
 from colbert_diffusion.training.recipe import Recipe

@@ -1,0 +1,222 @@
+"""The engine: texts -> batches -> vectors, in input order. Knows nothing about ColBERT or folders.
+
+Texts pass in windows of bounded size: while the model runs on one window, the next is tokenised in a thread (the
+tokenizer itself uses every core). Inside a window rows are sorted by length and batched to a token budget, so
+padding is small and memory depends on neither the number of texts nor their lengths.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backbones.backbone import Backbone, Cut
+from ..common.errors import UserError
+from ..common.progress import Progress
+from ..config import DiffusionConfig, Side
+from .allocation import merge
+from .heads import PredictionHead
+from .projection import Projection
+from .prompts import Prompt, Row, make_prompt
+from .readouts import get_readout
+from .scoring import Vectors
+
+WINDOW = 2048  # texts sorted together; the last few percent of padding are not worth more memory
+PREDICTED = 16  # texts whose words are predicted together
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}  # tokens of a padded batch; scripts/bench_encode.py measures them
+
+
+class Encoder:
+    """A backbone with its prompts, readout and projection.
+
+    Args:
+        batch_tokens: budget of one padded batch, rows times longest row; None: by device.
+
+    Raises:
+        UserError: readout and k disagree, a prompt leaves no room, or a row would exceed the backbone's positions.
+    """
+
+    def __init__(
+        self, backbone: Backbone, config: DiffusionConfig, projection: Projection, batch_tokens: int | None = None
+    ) -> None:
+        self.backbone = backbone
+        self.config = config
+        self.readout = get_readout(config)
+        self.projection = projection.to(backbone.device)
+        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(backbone.device.type, BATCH_TOKENS["cuda"])
+        self.cut: dict[Side, Cut] = {"query": Cut(), "passage": Cut()}  # since it was made
+        self.prompts: dict[Side, Prompt] = {"query": self._prompt("query"), "passage": self._prompt("passage")}
+
+    def _prompt(self, side: Side) -> Prompt:
+        mask_token_id = None
+        if self.readout.appends_masks:
+            mask_token_id = self.backbone.mask_token_id
+            if mask_token_id is None:
+                raise UserError(
+                    f'readout "{self.readout.name}" needs a mask token, family {self.backbone.family.name} has none; '
+                    'choose readout "mean" or "last"'
+                )
+            if self.config.mask_token_id not in (None, mask_token_id):
+                raise UserError(
+                    f"the checkpoint was trained with mask_token_id {self.config.mask_token_id}, the backbone's is "
+                    f"{mask_token_id}; is it the right backbone?"
+                )
+        prompt = make_prompt(
+            self.config, side, lambda text: self.backbone.tokenize([text])[0], mask_token_id, self.backbone.filler_id
+        )
+        if prompt.max_row > self.backbone.max_positions:
+            raise UserError(
+                f"a {side} of {self.config.max_length(side)} tokens makes rows of {prompt.max_row}, the backbone has "
+                f"{self.backbone.max_positions} positions; lower {side}_max_length by "
+                f"{prompt.max_row - self.backbone.max_positions}"
+            )
+        self._check_mask_position(prompt, side)
+        if self.config.read_offset < 0 and not prompt.prefix + prompt.suffix:
+            raise UserError("read_offset -1 reads the state before the first mask; the prompt has no token there")
+        return prompt
+
+    def _check_mask_position(self, prompt: Prompt, side: Side) -> None:
+        first, masks = self.config.mask_position, len(prompt.masks) + len(prompt.tail)
+        if first is None:
+            return
+        before = prompt.max_row - masks
+        if first < before or first + masks > self.backbone.max_positions:
+            raise UserError(
+                f"mask_position is {first}: a {side} has up to {before} tokens before its masks, {masks} from them on, and the "
+                f"backbone {self.backbone.max_positions} positions; choose {before} to {self.backbone.max_positions - masks}"
+            )
+
+    def encode(self, texts: Iterable[str], side: Side, *, progress: Progress | None = None) -> Iterator[Vectors]:
+        """Yield each text's vectors, in input order: float32 (k, dim), L2-normalised.
+
+        Fewer than k where passages are merged, or the readout gives one per token and there are fewer tokens.
+
+        Texts are consumed lazily; at most two windows of them are held.
+
+        Raises:
+            UserError: an item is not a string.
+        """
+        windows = _windows(texts, WINDOW)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize") as pool:
+            ahead = pool.submit(self._next_rows, windows, side)
+            while rows := ahead.result():
+                ahead = pool.submit(self._next_rows, windows, side)
+                yield from self._encode_rows(rows, side, progress)
+
+    def cut_texts(self, side: Side) -> str | None:
+        """How many texts were longer than what is read of each, for people; None: none was."""
+        cut, room = self.cut[side], self.prompts[side].room
+        if not cut.longer:
+            return None
+        kind = "queries" if side == "query" else "passages"
+        return (
+            f"{cut.longer:,} of {cut.texts:,} {kind} are longer than the {room} tokens that are read of each: the last "
+            f"{1 - cut.read / cut.characters:.0%} of their text changes nothing"
+        )
+
+    def rows(self, texts: Sequence[str], side: Side) -> list[Row]:
+        """The model's inputs for these texts."""
+        prompt = self.prompts[side]
+        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]  # lone surrogates become "?"
+        return [prompt.row(ids) for ids in self.backbone.tokenize(clean, prompt.room, self.cut[side])]
+
+    def read(self, rows: Sequence[Row], k: int) -> Tensor:
+        """One batch through the model: the states that become vectors, (batch, k, hidden) in the model's dtype."""
+        ids, lengths = pad([row.ids for row in rows], self.backbone.filler_id)
+        first = torch.tensor([row.first_mask for row in rows])
+        states = self.backbone.states(ids, lengths, self._positions(first, ids.shape[1]))
+        first += self.config.read_offset
+        return self.readout.read(states, lengths.to(states.device), first.to(states.device), k)
+
+    def _positions(self, first_mask: Tensor, width: int) -> Tensor | None:
+        """int64 (batch, width) where the config places the masks, None where they follow the text."""
+        if self.config.mask_position is None:
+            return None
+        offsets = torch.arange(width) - first_mask[:, None]
+        positions = torch.where(offsets < 0, torch.arange(width), self.config.mask_position + offsets)
+        return positions.clamp(max=self.backbone.max_positions - 1)  # reached by padding alone
+
+    def logits(self, texts: Sequence[str], side: Side, head: PredictionHead) -> Iterator[Tensor]:
+        """What each read position predicts: float32 (k, vocabulary) per text, in input order, on CPU.
+
+        One batch's logits are held at a time: 16 positions of 30,000 words are 2 MB a text.
+        """
+        for start in range(0, len(texts), PREDICTED):
+            rows = self.rows(texts[start : start + PREDICTED], side)
+            with torch.inference_mode():
+                predicted = head(self.read(rows, self.config.k(side)))
+            yield from predicted.float().cpu()
+
+    def _next_rows(self, windows: Iterator[tuple[int, list[str]]], side: Side) -> list[Row]:
+        start, texts = next(windows, (0, []))
+        for offset, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"text {start + offset} is {text!r} of type {type(text).__name__}, expected a string")
+        return self.rows(texts, side)
+
+    def _encode_rows(self, rows: Sequence[Row], side: Side, progress: Progress | None) -> Iterator[Vectors]:
+        vectors: list[Vectors] = [np.empty(0, np.float32)] * len(rows)
+        for batch in batches([len(row.ids) for row in rows], self.batch_tokens):
+            encoded = self._run([rows[i] for i in batch], side)
+            for i, vector in zip(batch, encoded, strict=True):
+                vectors[i] = vector
+            if progress is not None:
+                progress.update(len(batch))
+        yield from vectors
+
+    def _run(self, rows: Sequence[Row], side: Side) -> list[Vectors]:
+        """One batch -> float32 (k, dim) each; halved and tried again when the GPU's memory does not suffice."""
+        try:
+            return self._forward(rows, side)
+        except torch.OutOfMemoryError as error:
+            if len(rows) == 1:
+                raise UserError(
+                    f"a single row of {len(rows[0].ids)} tokens does not fit on {self.backbone.device}; "
+                    "lower the max length, use bfloat16 or a larger device"
+                ) from error
+        torch.cuda.empty_cache()
+        half = len(rows) // 2
+        return self._run(rows[:half], side) + self._run(rows[half:], side)
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[Row], side: Side) -> list[Vectors]:
+        vectors = self.projection(self.read(rows, self.config.k(side)))
+        if self.readout.every_token:
+            return [v[: len(row.ids)] for v, row in zip(vectors.cpu().numpy(), rows, strict=True)]
+        if side == "passage" and self.config.merge_above is not None:
+            return merge(vectors, self.config.merge_above)
+        return list(vectors.cpu().numpy())
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Row indices, longest rows first (a batch that does not fit shows at once), each padded batch within the budget."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        size = max(1, budget // lengths[order[start]])
+        yield order[start : start + size]
+        start += size
+
+
+def pad(rows: Sequence[Sequence[int]], filler_id: int) -> tuple[Tensor, Tensor]:
+    """Pad on the right: absolute positions need it, RoPE does not care.
+
+    Returns:
+        ids int64 (batch, longest), lengths int64 (batch,).
+    """
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.full((len(rows), int(lengths.max())), filler_id)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+    return ids, lengths
+
+
+def _windows(texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
+    """(offset of the first, texts) for each window."""
+    iterator, start = iter(texts), 0
+    while window := list(islice(iterator, size)):
+        yield start, window
+        start += len(window)

@@ -1,0 +1,103 @@
+"""Hidden states -> vectors of `dim`, L2-normalised. Knows nothing about texts or models.
+
+Why at all: raw 3584- or 4096-dimensional states break ColBERT's quantile and its GPU kernel and need 28 times the
+memory of 128 (MS MARCO's k-means input alone: 119 GB).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import linear, normalize
+
+from ..common.errors import UserError
+from ..common.files import written_aside
+from ..config import PROJECTION_FILE, DiffusionConfig
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map without bias, or none, then L2 normalisation. `weight`: float32 (dim, hidden) or None."""
+
+    weight: Tensor | None = None
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """(..., hidden), any dtype -> float32 (..., dim), L2-normalised."""
+        states = states.float()
+        if self.weight is not None:
+            states = linear(states, self.weight)
+        return normalize(states, dim=-1)
+
+    def truncated(self, dim: int) -> "Projection":
+        """Keep the first `dim` output dimensions; the vectors are normalised after the cut.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        if self.weight is None or dim > self.weight.shape[0]:
+            have = "no projection" if self.weight is None else f"{self.weight.shape[0]} dimensions"
+            raise UserError(f"cannot cut vectors to dim {dim}: the checkpoint has {have}")
+        return Projection(self.weight[:dim])
+
+    def to(self, device: torch.device) -> "Projection":
+        return self if self.weight is None else Projection(self.weight.to(device))
+
+    def save(self, folder: Path) -> None:
+        """Write `projection.safetensors` (fp16 would cost MaxSim order on large hidden sizes, so float32)."""
+        if self.weight is not None:
+            with written_aside(folder / PROJECTION_FILE) as aside:
+                save_file({"weight": self.weight.contiguous().cpu()}, aside)
+
+
+def fit_pca(states: Iterable[Tensor], dim: int) -> Projection:
+    """The `dim` directions that keep most of the states' dot products.
+
+    Principal components without centring: MaxSim compares dot products, and a shift by the mean would change them.
+    Accumulates one (hidden, hidden) float64 matrix, so memory does not grow with the number of states.
+
+    Args:
+        states: batches of (n, hidden).
+        dim: at most hidden.
+
+    Raises:
+        UserError: no states, fewer states than `dim`, or `dim` above hidden.
+    """
+    moment, count = torch.zeros(0), 0
+    for batch in states:
+        unit = normalize(batch.double(), dim=-1)
+        moment = unit.T @ unit if count == 0 else moment + unit.T @ unit
+        count += len(batch)
+    if count < dim:
+        raise UserError(f"PCA to dim {dim} needs at least {dim} vectors, the texts gave {count}; fit on more texts")
+    if dim > len(moment):
+        raise UserError(f"dim {dim} is above the backbone's hidden size {len(moment)}; choose a smaller --dim")
+    directions = torch.linalg.eigh(moment).eigenvectors  # columns, smallest eigenvalue first
+    return Projection(directions.flip(1)[:, :dim].T.float().contiguous())
+
+
+def load_projection(config: DiffusionConfig, folder: Path, hidden_size: int) -> Projection:
+    """The checkpoint's projection, cut to the config's dim.
+
+    Raises:
+        UserError: the file is missing or damaged, or its shape does not fit the backbone and dim.
+    """
+    if config.projection == "none":
+        if config.dim != hidden_size:
+            raise UserError(f"dim {config.dim} without a projection needs a backbone of that size, it has {hidden_size}")
+        return Projection()
+    path = folder / PROJECTION_FILE
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f'{path} is missing, the config says projection "{config.projection}"') from error
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); copy or convert the checkpoint again") from error
+    weight = tensors.get("weight")
+    if weight is None or weight.ndim != 2 or weight.shape[1] != hidden_size or weight.shape[0] < config.dim:
+        found = "no tensor `weight`" if weight is None else f"shape {tuple(weight.shape)}"
+        raise UserError(f"{path} has {found}, expected (at least {config.dim}, {hidden_size})")
+    return Projection(weight.float()).truncated(config.dim)

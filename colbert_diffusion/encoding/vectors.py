@@ -1,0 +1,268 @@
+"""Vector files: encode once, index many times. Knows neither models nor ColBERT.
+
+A folder holds `vectors.json` (what made it) and shards `00000.safetensors` of `SHARD` passages each: `vectors`
+float16 (sum of lengths, dim) and `doclens` int32, and in the header the sha256 of both. A shard appears by a rename when
+it is whole, so an interrupted run goes on with the next one; batches never cross a shard, so going on changes no bit.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from ..common.checks import is_number, listed
+from ..common.errors import UserError
+from ..common.files import is_aside, needing_room, read_json, remove_asides, write_json, written_aside
+from ..common.locking import writing
+from ..common.progress import Progress, note, progress_bar
+from ..config import COLBERT_FILE, VECTORS_FILE, check_colbert_file
+from ..texts.collection import collection_fingerprint
+from .identity import CheckpointIdentity
+from .scoring import Vectors
+
+FORMAT_VERSION = 1
+SHARD = 10_000  # passages; at k=16, dim=128 a shard is 41 MB
+HASH = "sha256"  # a shard's own, in its header
+REMEDY = "delete this file and run the same command again: only its passages are encoded anew"
+
+
+TEXTS = ("checkpoint", "checkpoint_fingerprint", "dtype", "collection_fingerprint")
+NUMBERS = {"passages": 2**40, "shard": 2**30, "dim": 2**16}  # from 1 on
+
+
+class DocumentEncoder(Protocol):
+    """What encoding to files needs of a checkpoint."""
+
+    def iter_document(self, documents: Sequence[str], progress: Progress | None = None) -> Iterator[Vectors]: ...
+    def cut_documents(self) -> str | None: ...
+
+
+def encode_to(
+    folder: Path,
+    identity: CheckpointIdentity,
+    load: Callable[[], DocumentEncoder],
+    texts: Sequence[str],
+    *,
+    show_progress_bar: bool = False,
+) -> "VectorFiles":
+    """Encode passages into a folder of vector files; run again after an interruption, it goes on.
+
+    Args:
+        load: loads the model; not called when every shard is there.
+
+    Raises:
+        UserError: the folder holds vectors of another checkpoint or collection, or there are no texts.
+    """
+    needed = len(texts) * (2 * identity.config.k_passage * identity.config.dim + 4)
+    with needing_room(folder, lambda: needed), writing(folder):
+        claim(folder, identity, texts)
+        encode_shards(folder, load, texts, show_progress_bar=show_progress_bar)
+        mark_complete(folder)
+    return VectorFiles(folder)
+
+
+def is_claimed_by(folder: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> bool:
+    """Whether the folder holds these texts' vectors by this checkpoint, complete or not."""
+    path = folder / VECTORS_FILE
+    return path.is_file() and not _differing(path, identity, texts)
+
+
+def _fits(name: str, about: Mapping[str, Any]) -> bool:
+    """Whether a field of a manifest is what its readers rely on."""
+    if name in NUMBERS:
+        return is_number(about.get(name), 1, NUMBERS[name], whole=True)
+    if name == "shards":  # since version 0.2
+        hashes = about.get(name, [])
+        return isinstance(hashes, list) and all(entry is None or isinstance(entry, str) for entry in hashes)
+    return isinstance(about.get(name), str)
+
+
+def _describe(identity: CheckpointIdentity, texts: Sequence[str]) -> dict[str, Any]:
+    """The manifest of the vector files that these texts give with this checkpoint."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "checkpoint": str(identity.path),
+        "checkpoint_fingerprint": identity.fingerprint,
+        "dtype": identity.dtype,
+        "collection_fingerprint": collection_fingerprint(texts),
+        "passages": len(texts),
+        "shard": SHARD,
+        "dim": identity.config.dim,
+    }
+
+
+def _differing(path: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> dict[str, Any]:
+    """What a manifest says otherwise than these texts and this checkpoint, wherever its folder is."""
+    there, about = identity.current(read_json(path), "checkpoint_fingerprint"), _describe(identity, texts)
+    return {name: there.get(name) for name in about if name != "checkpoint" and there.get(name) != about[name]}
+
+
+def claim(folder: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> None:
+    """Write the manifest, or check that the one there says the same.
+
+    Raises:
+        UserError: it does not, the folder holds something else, or there are no texts.
+    """
+    if not len(texts):
+        raise UserError("there are no texts to encode")
+    about = _describe(identity, texts)
+    path = folder / VECTORS_FILE
+    if path.exists():
+        for name, value in _differing(path, identity, texts).items():
+            raise UserError(
+                f"{folder} holds vectors of another run: {name} is {value!r}, now {about[name]!r}; "
+                "choose another folder or delete this one"
+            )
+        there = read_json(path)
+        if not there.items() >= about.items():  # the checkpoint moved, or an earlier version named it
+            write_json(path, {**there, **about})
+    elif folder.exists() and not _is_begun(folder):
+        raise UserError(f"{folder} exists and holds no vector files; choose a new or empty folder")
+    if folder.exists():
+        remove_asides(folder)
+    if not (folder / COLBERT_FILE).exists():
+        write_json(folder / COLBERT_FILE, identity.config.colbert_settings())
+    if not path.exists():  # last: it says that the folder is begun
+        write_json(path, {**about, "complete": False})
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether there is nothing but what a kill may leave before a folder is claimed."""
+    return folder.is_dir() and all(path.name == COLBERT_FILE or is_aside(path) for path in folder.iterdir())
+
+
+def encode_shards(
+    folder: Path,
+    load: Callable[[], DocumentEncoder],
+    texts: Sequence[str],
+    *,
+    rank: int = 0,
+    nranks: int = 1,
+    show_progress_bar: bool = False,
+) -> None:
+    """Encode the shards that are not there yet, every `nranks`th from `rank` on."""
+    size: int = read_json(folder / VECTORS_FILE)["shard"]
+    mine = range(rank, -(-len(texts) // size), nranks)
+    todo = [number for number in mine if not _shard_path(folder, number).exists()]
+    if not todo:
+        return
+    encoder = load()
+    with progress_bar(len(texts), "encode", show=show_progress_bar) as progress:
+        progress.update(len(texts) - sum(len(texts[n * size : (n + 1) * size]) for n in todo))
+        for number in todo:
+            chunk = texts[number * size : (number + 1) * size]
+            _write_shard(_shard_path(folder, number), list(encoder.iter_document(chunk, progress)))
+    if show_progress_bar and (cut := encoder.cut_documents()):
+        note(cut)
+
+
+def mark_complete(folder: Path) -> None:
+    """Declare that every shard is there, and which: a shard of another run is not taken for one."""
+    about = read_json(folder / VECTORS_FILE)
+    count = -(-about["passages"] // about["shard"])
+    hashes = [_recorded_hash(_shard_path(folder, number)) for number in range(count)]
+    write_json(folder / VECTORS_FILE, {**about, "complete": True, "shards": hashes})
+
+
+def _recorded_hash(path: Path) -> str | None:
+    """What a shard's header says; None of one by version 0.1."""
+    try:
+        with safe_open(path, "pt") as file:
+            found: str | None = (file.metadata() or {}).get(HASH)
+            return found
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); {REMEDY}") from error
+
+
+def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in ("vectors", "doclens"):
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _shard_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.safetensors"
+
+
+def _write_shard(path: Path, vectors: Sequence[Vectors]) -> None:
+    packed = torch.from_numpy(np.concatenate(vectors)).half()
+    doclens = torch.tensor([len(v) for v in vectors], dtype=torch.int32)
+    tensors = {"vectors": packed, "doclens": doclens}
+    with written_aside(path) as aside:
+        save_file(tensors, aside, metadata={HASH: _hash(tensors)})
+
+
+class VectorFiles:
+    """A complete folder of vector files, read by pid.
+
+    Raises:
+        UserError: not such a folder, incomplete, or a shard is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / VECTORS_FILE).is_file():
+            raise UserError(f"{folder} holds no vector files; make them with `colbert-diffusion encode TEXTS {folder}`")
+        about = read_json(folder / VECTORS_FILE)
+        check_colbert_file(folder)
+        if about.get("format_version") != FORMAT_VERSION:
+            version = about.get("format_version")
+            raise UserError(f"{folder / VECTORS_FILE} has format_version {version!r:.40}, expected {FORMAT_VERSION}")
+        if wrong := [name for name in (*TEXTS, *NUMBERS, "shards") if not _fits(name, about)]:
+            raise UserError(f"{folder / VECTORS_FILE} is damaged (its {listed(wrong)}); restore it or encode again")
+        if not about.get("complete"):
+            raise UserError(f"{folder} is incomplete; run the same `colbert-diffusion encode` again, it goes on from there")
+        self.checkpoint: str = about["checkpoint"]
+        self.fingerprint: str = about["checkpoint_fingerprint"]
+        self.dtype: str = about["dtype"]
+        self.collection_fingerprint: str = about["collection_fingerprint"]
+        self.dim: int = about["dim"]
+        self._passages: int = about["passages"]
+        self._shard: int = about["shard"]
+        self._hashes: list[str | None] = about.get("shards", [])
+        self._open: tuple[int, Any] = (-1, None)
+
+    def __len__(self) -> int:
+        return self._passages
+
+    def read(self, pids: Sequence[int]) -> Iterator[Vectors]:
+        """Yield float32 (length, dim) for each pid, in the order given; ascending pids read each shard once."""
+        for pid in pids:
+            if not isinstance(pid, int) or not 0 <= pid < self._passages:
+                raise UserError(f"{self.folder} serves passages by pid 0..{self._passages - 1}, not {pid!r:.40}")
+            vectors, ends = self._load(pid // self._shard)
+            i = pid % self._shard
+            yield vectors[ends[i] : ends[i + 1]].float().numpy()
+
+    def _faults(self, number: int, tensors: Mapping[str, torch.Tensor], expected: str | None) -> Iterator[str]:
+        """What makes a shard not the one that was written; one by version 0.1 has no hash."""
+        vectors, doclens = tensors.get("vectors"), tensors.get("doclens")
+        passages = min(self._shard, self._passages - number * self._shard)
+        if vectors is None or doclens is None or vectors.shape[1:] != (self.dim,) or vectors.dtype != torch.float16:
+            yield f"it does not hold float16 vectors of dim {self.dim} and their doclens"
+        elif len(doclens) != passages or int(doclens.min()) < 0 or int(doclens.sum()) != len(vectors):
+            yield f"the lengths of {len(doclens)} passages do not add up to {len(vectors)} vectors of {passages}"
+        elif expected is not None and _hash(tensors) != expected:
+            yield "its sha256 differs from what was written"
+        elif expected is None and not bool(vectors.isfinite().all()):
+            yield "it holds numbers that are not finite"
+
+    def _load(self, number: int) -> Any:
+        if self._open[0] != number:
+            path = _shard_path(self.folder, number)
+            try:
+                tensors = load_file(path)
+                expected = self._hashes[number] if number < len(self._hashes) else _recorded_hash(path)
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path} is missing or damaged ({error}); {REMEDY}") from error
+            for fault in self._faults(number, tensors, expected):
+                raise UserError(f"{path} is damaged ({fault}); {REMEDY}")
+            ends = np.concatenate([[0], np.cumsum(tensors["doclens"].numpy(), dtype=np.int64)])
+            self._open = (number, (tensors["vectors"], ends))
+        return self._open[1]

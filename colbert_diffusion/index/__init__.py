@@ -1,0 +1,13 @@
+"""What a user calls an index: built, opened, searched, updated, planned. Knows no HTTP and no training.
+
+by_path     build and open by folder
+indexing    ColBERT's Indexer with our guards
+searching   ColBERT's Searcher with our guards
+updating    ColBERT's IndexUpdater, by our own way: beside the old index, then swapped
+opening     from a folder to its config, checkpoint and texts
+layout      every file of an index, as data
+manifest    the files of an index, with their hashes
+places      where an index grows, and how it takes its place
+planning    what a build will cost
+trial       seconds of each step on this machine, for `planning`
+"""

@@ -1,0 +1,1 @@
+"""Texts in files: lines, collections, ids, and what to call alike. Knows no models and no indexes."""
