@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from colbert_diffusion import DiffusionCheckpoint, default_checkpoint
-from colbert_diffusion.encoding.encoder import pad
+from colbert_diffusion.encoding.prompts import pad
 from colbert_diffusion.texts.collection import read_collection
 
 

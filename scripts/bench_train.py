@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from colbert_diffusion.backbones.loading import load_backbone
 from colbert_diffusion.encoding.checkpoint import default_checkpoint
 from colbert_diffusion.encoding.conversion import convert
-from colbert_diffusion.encoding.encoder import pad
 from colbert_diffusion.encoding.identity import identify
+from colbert_diffusion.encoding.prompts import pad
 from colbert_diffusion.encoding.scoring import mean_maxsim
 from colbert_diffusion.training.data import Example, read_source
 from colbert_diffusion.training.losses import Targets, dense_losses
@@ -119,7 +119,7 @@ def plain_step(start: str, recipe: Recipe) -> Step:
 
     def encode(texts: list[str], side: str) -> torch.Tensor:
         rows = model.encoder.rows(texts, side)  # type: ignore[arg-type]
-        return model.projection(model.encoder.read(rows, model.config.k(side)))  # type: ignore[arg-type]
+        return model.projection(model.encoder.readout.states(rows, side))  # type: ignore[arg-type]
 
     def teach(texts: list[str], side: str) -> torch.Tensor:
         cls, sep = teacher.tokenizer.cls_token_id, teacher.tokenizer.sep_token_id

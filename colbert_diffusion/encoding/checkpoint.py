@@ -118,16 +118,31 @@ class DiffusionCheckpoint:
         """The prediction head: the checkpoint's own, else its backbone's, else None."""
         return load_head(self.encoder.backbone, self.path, self.identity.backbone_path)
 
+    def why_no_words(self) -> str | None:
+        """Why its states predict no words, in a sentence for people; None: they do."""
+        if not self.encoder.readout.predicts_words:
+            return f'The readout "{self.config.readout}" has no masked positions: they predict no words.'
+        if self.head is None:
+            return "This checkpoint has no prediction head, nor has its backbone: its positions predict no words."
+        return None
+
+    def word_head(self) -> PredictionHead:
+        """The head that makes words of its states.
+
+        Raises:
+            UserError: there is none, or the readout has no masked positions.
+        """
+        if self.head is None or self.why_no_words():
+            raise UserError(f"{self.path}: {self.why_no_words()}")
+        return self.head
+
     def predict_words(self, texts: Sequence[str], side: Side = "passage", top: int = 10) -> list[list[list[str]]]:
         """What the masked positions say: for each text, for each position, the `top` likeliest tokens, best first.
 
         Raises:
             UserError: there is no prediction head, or the readout has no masked positions.
         """
-        if self.head is None:
-            raise UserError(f"{self.path} has no prediction head (nor has its backbone): its positions predict no words")
-        if not self.encoder.readout.appends_masks:
-            raise UserError(f'{self.path}: readout "{self.config.readout}" has no masked positions that predict words')
+        head = self.word_head()
         tokenizer = self.encoder.backbone.tokenizer
-        predicted = (logits.topk(top).indices.tolist() for logits in self.encoder.logits(texts, side, self.head))
+        predicted = (logits.topk(top).indices.tolist() for logits in self.encoder.logits(texts, side, head))
         return [[[str(tokenizer.decode([token])).strip() for token in position] for position in text] for text in predicted]

@@ -30,8 +30,7 @@ from ..config import (
 from .checkpoint import DiffusionCheckpoint
 from .encoder import Encoder
 from .projection import Projection, fit_pca, load_projection
-from .readouts import READOUTS
-from .templates import default_prompt
+from .readouts import find_readout
 
 FIT_TEXTS = 20_000  # PCA of 16 vectors each: far more than its dim x hidden numbers need
 CARRIED = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, *TOKENIZER_FILES)
@@ -118,9 +117,7 @@ def _bounded(
     asked = {"query_max_length": query_max_length, "passage_max_length": passage_max_length}
     given = {name: length for name, length in asked.items() if length is not None}
     config = replace(config, mask_position=mask_position, **given)  # type: ignore[arg-type]
-    if READOUTS[config.readout].every_token:
-        config = replace(config, k_query=config.query_max_length, k_passage=config.passage_max_length)
-    return config
+    return find_readout(config.readout).fitted(config)
 
 
 def _projection(
@@ -171,14 +168,10 @@ def _backbone_config(
     k_passage: int,
     prompts: Mapping[str, Mapping[str, Any]] | None,
 ) -> DiffusionConfig:
-    if readout not in READOUTS:
-        raise UserError(f'readout "{readout}" is unknown; choose one of {sorted(READOUTS)}')
-    masks = READOUTS[readout].appends_masks
-    k_query, k_passage = (k_query, k_passage) if masks else (1, 1)
-    loaded = load_backbone(folder, family=family)
+    found, loaded = find_readout(readout), load_backbone(folder, family=family)
     parts = {
-        "query": default_prompt(loaded.tokenizer, "query", k_query, masks=masks),
-        "passage": default_prompt(loaded.tokenizer, "passage", k_passage, masks=masks),
+        "query": found.default_prompt(loaded.tokenizer, "query", k_query),
+        "passage": found.default_prompt(loaded.tokenizer, "passage", k_passage),
     }
     for side, given in (prompts or {}).items():
         if side not in parts or not set(given) <= {"prefix", "suffix", "tail"}:

@@ -20,8 +20,8 @@ from ..config import DiffusionConfig, Side
 from .allocation import merge
 from .heads import PredictionHead
 from .projection import Projection
-from .prompts import Prompt, Row, make_prompt
-from .readouts import get_readout
+from .prompts import Row
+from .readouts import find_readout
 from .scoring import Vectors
 
 WINDOW = 2048  # texts sorted together; the last few percent of padding are not worth more memory
@@ -44,50 +44,11 @@ class Encoder:
     ) -> None:
         self.backbone = backbone
         self.config = config
-        self.readout = get_readout(config)
+        self.readout = find_readout(config.readout)(backbone, config)
+        self.prompts = self.readout.prompts
         self.projection = projection.to(backbone.device)
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(backbone.device.type, BATCH_TOKENS["cuda"])
         self.cut: dict[Side, Cut] = {"query": Cut(), "passage": Cut()}  # since it was made
-        self.prompts: dict[Side, Prompt] = {"query": self._prompt("query"), "passage": self._prompt("passage")}
-
-    def _prompt(self, side: Side) -> Prompt:
-        mask_token_id = None
-        if self.readout.appends_masks:
-            mask_token_id = self.backbone.mask_token_id
-            if mask_token_id is None:
-                raise UserError(
-                    f'readout "{self.readout.name}" needs a mask token, family {self.backbone.family.name} has none; '
-                    'choose readout "mean" or "last"'
-                )
-            if self.config.mask_token_id not in (None, mask_token_id):
-                raise UserError(
-                    f"the checkpoint was trained with mask_token_id {self.config.mask_token_id}, the backbone's is "
-                    f"{mask_token_id}; is it the right backbone?"
-                )
-        prompt = make_prompt(
-            self.config, side, lambda text: self.backbone.tokenize([text])[0], mask_token_id, self.backbone.filler_id
-        )
-        if prompt.max_row > self.backbone.max_positions:
-            raise UserError(
-                f"a {side} of {self.config.max_length(side)} tokens makes rows of {prompt.max_row}, the backbone has "
-                f"{self.backbone.max_positions} positions; lower {side}_max_length by "
-                f"{prompt.max_row - self.backbone.max_positions}"
-            )
-        self._check_mask_position(prompt, side)
-        if self.config.read_offset < 0 and not prompt.prefix + prompt.suffix:
-            raise UserError("read_offset -1 reads the state before the first mask; the prompt has no token there")
-        return prompt
-
-    def _check_mask_position(self, prompt: Prompt, side: Side) -> None:
-        first, masks = self.config.mask_position, len(prompt.masks) + len(prompt.tail)
-        if first is None:
-            return
-        before = prompt.max_row - masks
-        if first < before or first + masks > self.backbone.max_positions:
-            raise UserError(
-                f"mask_position is {first}: a {side} has up to {before} tokens before its masks, {masks} from them on, and the "
-                f"backbone {self.backbone.max_positions} positions; choose {before} to {self.backbone.max_positions - masks}"
-            )
 
     def encode(self, texts: Iterable[str], side: Side, *, progress: Progress | None = None) -> Iterator[Vectors]:
         """Yield each text's vectors, in input order: float32 (k, dim), L2-normalised.
@@ -123,22 +84,6 @@ class Encoder:
         clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]  # lone surrogates become "?"
         return [prompt.row(ids) for ids in self.backbone.tokenize(clean, prompt.room, self.cut[side])]
 
-    def read(self, rows: Sequence[Row], k: int) -> Tensor:
-        """One batch through the model: the states that become vectors, (batch, k, hidden) in the model's dtype."""
-        ids, lengths = pad([row.ids for row in rows], self.backbone.filler_id)
-        first = torch.tensor([row.first_mask for row in rows])
-        states = self.backbone.states(ids, lengths, self._positions(first, ids.shape[1]))
-        first += self.config.read_offset
-        return self.readout.read(states, lengths.to(states.device), first.to(states.device), k)
-
-    def _positions(self, first_mask: Tensor, width: int) -> Tensor | None:
-        """int64 (batch, width) where the config places the masks, None where they follow the text."""
-        if self.config.mask_position is None:
-            return None
-        offsets = torch.arange(width) - first_mask[:, None]
-        positions = torch.where(offsets < 0, torch.arange(width), self.config.mask_position + offsets)
-        return positions.clamp(max=self.backbone.max_positions - 1)  # reached by padding alone
-
     def logits(self, texts: Sequence[str], side: Side, head: PredictionHead) -> Iterator[Tensor]:
         """What each read position predicts: float32 (k, vocabulary) per text, in input order, on CPU.
 
@@ -147,7 +92,7 @@ class Encoder:
         for start in range(0, len(texts), PREDICTED):
             rows = self.rows(texts[start : start + PREDICTED], side)
             with torch.inference_mode():
-                predicted = head(self.read(rows, self.config.k(side)))
+                predicted = head(self.readout.states(rows, side))
             yield from predicted.float().cpu()
 
     def _next_rows(self, windows: Iterator[tuple[int, list[str]]], side: Side) -> list[Row]:
@@ -183,12 +128,10 @@ class Encoder:
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Row], side: Side) -> list[Vectors]:
-        vectors = self.projection(self.read(rows, self.config.k(side)))
-        if self.readout.every_token:
-            return [v[: len(row.ids)] for v, row in zip(vectors.cpu().numpy(), rows, strict=True)]
+        vectors = self.projection(self.readout.states(rows, side))
         if side == "passage" and self.config.merge_above is not None:
             return merge(vectors, self.config.merge_above)
-        return list(vectors.cpu().numpy())
+        return self.readout.trim(list(vectors.cpu().numpy()), rows)
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -199,19 +142,6 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         size = max(1, budget // lengths[order[start]])
         yield order[start : start + size]
         start += size
-
-
-def pad(rows: Sequence[Sequence[int]], filler_id: int) -> tuple[Tensor, Tensor]:
-    """Pad on the right: absolute positions need it, RoPE does not care.
-
-    Returns:
-        ids int64 (batch, longest), lengths int64 (batch,).
-    """
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.full((len(rows), int(lengths.max())), filler_id)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-    return ids, lengths
 
 
 def _windows(texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from ..common.errors import UserError
 from ..config import DiffusionConfig, Part, Side
 
@@ -76,3 +79,16 @@ def make_prompt(
             )
     masks = () if mask_token_id is None else (mask_token_id,) * config.masks(side)
     return Prompt(prefix, suffix, masks, tail, room, filler)
+
+
+def pad(rows: Sequence[Sequence[int]], filler_id: int) -> tuple[Tensor, Tensor]:
+    """Pad on the right: absolute positions need it, RoPE does not care.
+
+    Returns:
+        ids int64 (batch, longest), lengths int64 (batch,).
+    """
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.full((len(rows), int(lengths.max())), filler_id)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+    return ids, lengths

@@ -159,7 +159,7 @@ class OpenedIndex:
         passage = self.passage(pid)
         similarities = self._positions(query, "query") @ self._positions(passage, "passage").T
         best = similarities.max(dim=1)
-        note = self._why_no_words()
+        note = self.model.why_no_words()
         return Explanation(
             score=float(best.values.sum()),
             matches=best.indices.tolist(),
@@ -174,19 +174,12 @@ class OpenedIndex:
     def _positions(self, text: str, side: Side) -> Tensor:
         """One vector for each position, (k, dim): before similar ones are merged, so that they stand beside the words."""
         encoder = self.model.encoder
-        states = encoder.read(encoder.rows([text], side), self.model.config.k(side))
+        states = encoder.readout.states(encoder.rows([text], side), side)
         return encoder.projection(states)[0].float().cpu()
 
     def _words(self, text: str, side: Side) -> list[list[str]]:
         [positions] = self.model.predict_words([text], side, WORDS)
         return positions
-
-    def _why_no_words(self) -> str | None:
-        if not self.model.encoder.readout.appends_masks:
-            return f'The readout "{self.model.config.readout}" has no masked positions: they predict no words.'
-        if self.model.head is None:
-            return "This checkpoint has no prediction head: its positions predict no words."
-        return None
 
     def about(self) -> dict[str, Any]:
         """Facts for people: sizes."""

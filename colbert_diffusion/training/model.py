@@ -24,7 +24,7 @@ from ..encoding.heads import PredictionHead, load_head, new_head
 from ..encoding.identity import CheckpointIdentity, identify
 from ..encoding.projection import Projection, load_projection
 from ..encoding.prompts import Row
-from ..encoding.readouts import READOUTS
+from ..encoding.readouts import find_readout
 from ..encoding.scoring import Vectors
 from .losses import word_activations
 from .recipe import Recipe
@@ -119,7 +119,7 @@ class TrainableModel:
 
     def _trained_config(self, config: DiffusionConfig, checkpoint: Path) -> DiffusionConfig:
         recipe = self.recipe
-        if (recipe.sparse or recipe.diffusion) and not READOUTS[config.readout].appends_masks:
+        if (recipe.sparse or recipe.diffusion) and not find_readout(config.readout).predicts_words:
             raise UserError(f'the losses on words need masked positions, the readout is "{config.readout}": weight them 0')
         for name, largest in (("k_query", config.k_query), ("k_passage", config.k_passage), ("dim", config.dim)):
             prefixes: tuple[int, ...] = getattr(recipe, f"nested_{name}")
@@ -146,7 +146,7 @@ class TrainableModel:
 
     def vectors(self, rows: Sequence[Row], side: Side, words: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """One chunk: vectors float32 (n, k, dim) and, for the sparse loss, activations (n, words)."""
-        states = self.encoder.read(rows, self.config.k(side))
+        states = self.encoder.readout.states(rows, side)
         activations = present[:, :0].float()
         if self.recipe.sparse and self.head is not None:
             activations = word_activations(self.head(states, words), present).float()

@@ -17,9 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..common.errors import UserError
 from ..config import Side
-from ..encoding.encoder import batches, pad
+from ..encoding.encoder import batches
 from ..encoding.lexical import ContentIds
-from ..encoding.prompts import Row
+from ..encoding.prompts import Row, pad
 from ..encoding.scoring import mean_maxsim_padded
 from .data import Example
 from .losses import Targets, diffusion_loss, diversity_loss, nested_losses, sparse_loss

@@ -18,11 +18,6 @@ from ..conftest import HIDDEN, make_texts
 ODD = ["", " ", "cat", "the cat " * 5000, "😀 🤖", "日本語", "\ud800 lone surrogate", "[MASK] [SEP] [CLS]", "\x00\n\t"]
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_bert: Path, tiny_config: DiffusionConfig) -> Encoder:
-    return Encoder(load_backbone(tiny_bert), tiny_config, Projection())
-
-
 def test_vectors_come_back_in_input_order_whatever_the_lengths(encoder: Encoder) -> None:
     texts = make_texts(100)
     together = list(encoder.encode(texts, "passage"))

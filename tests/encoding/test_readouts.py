@@ -1,39 +1,64 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.config import DiffusionConfig
-from colbert_diffusion.encoding.readouts import READOUTS, get_readout
+from colbert_diffusion.encoding.encoder import Encoder
+from colbert_diffusion.encoding.readouts import READOUTS, find_readout
+from colbert_diffusion.encoding.scoring import Vectors
 
 STATES = torch.arange(2 * 6 * 1, dtype=torch.float32).reshape(2, 6, 1)  # values 0..5 and 6..11
 LENGTHS, FIRST = torch.tensor([6, 4]), torch.tensor([2, 1])
 
 
 @pytest.mark.parametrize(
-    ("name", "k", "expected"),
+    ("name", "offset", "k", "expected"),
     [
-        ("masked", 2, [[2, 3], [7, 8]]),
-        ("mean", 1, [[2.5], [7.5]]),
-        ("last", 1, [[5], [9]]),
-        ("tokens", 5, [[0, 1, 2, 3, 4], [6, 7, 8, 9, 10]]),
+        ("masked", 0, 2, [[2, 3], [7, 8]]),
+        ("masked", -1, 2, [[1, 2], [6, 7]]),
+        ("mean", 0, 1, [[2.5], [7.5]]),
+        ("last", 0, 1, [[5], [9]]),
+        ("tokens", 0, 5, [[0, 1, 2, 3, 4], [6, 7, 8, 9, 10]]),
     ],
 )
-def test_each_readout_reads_its_positions(name: str, k: int, expected: list[list[float]]) -> None:
-    read = READOUTS[name].read(STATES, LENGTHS, FIRST, k)
-    assert read.squeeze(-1).tolist() == expected
+def test_each_readout_reads_its_positions(
+    encoder: Encoder, name: str, offset: int, k: int, expected: list[list[float]]
+) -> None:
+    config = find_readout(name).fitted(replace(encoder.config, readout=name, read_offset=offset))
+    readout = find_readout(name)(encoder.backbone, config)
+    assert readout.read(STATES, LENGTHS, FIRST, k).squeeze(-1).tolist() == expected
+
+
+@pytest.mark.parametrize("name", READOUTS)
+def test_each_readout_gives_the_vectors_that_its_config_says(encoder: Encoder, name: str) -> None:
+    """Through the whole encoder, of texts of several lengths; `fitted` gives a config that `check` takes."""
+    config = find_readout(name).fitted(replace(encoder.config, readout=name))
+    texts = ["paris", "the cat sleeps in berlin and runs"]
+    found: list[Vectors] = list(Encoder(encoder.backbone, config, encoder.projection).encode(texts, "passage"))
+    expected = {"masked": [8, 8], "mean": [1, 1], "last": [1, 1], "tokens": [4, 10]}  # [CLS] text [SEP] [SEP]
+    assert [len(vectors) for vectors in found] == expected[name]
 
 
 @pytest.mark.parametrize("name", ["mean", "last"])
 def test_a_single_vector_readout_refuses_k_above_one(name: str) -> None:
     with pytest.raises(UserError, match="one vector per text"):
-        get_readout(DiffusionConfig(backbone="b", readout=name, k_query=4, k_passage=1))
+        find_readout(name).check(DiffusionConfig(backbone="b", readout=name, k_query=4, k_passage=1))
+
+
+@pytest.mark.parametrize("name", ["mean", "last", "tokens"])
+def test_an_offset_is_for_masks_alone(name: str) -> None:
+    config = find_readout(name).fitted(DiffusionConfig(backbone="b", readout=name, read_offset=-1))
+    with pytest.raises(UserError, match="no meaning"):
+        find_readout(name).check(config)
 
 
 def test_token_vectors_are_not_merged() -> None:
     with pytest.raises(UserError, match="merges no vectors"):
-        get_readout(DiffusionConfig(backbone="b", readout="tokens", merge_above=0.9))
+        find_readout("tokens").check(DiffusionConfig(backbone="b", readout="tokens", merge_above=0.9))
 
 
 def test_an_unknown_readout_lists_the_known() -> None:
     with pytest.raises(UserError, match="masked"):
-        get_readout(DiffusionConfig(backbone="b", readout="max"))
+        find_readout("max")

@@ -76,8 +76,12 @@ def test_the_gradients_are_those_of_the_loss_written_down_plainly(tiny_checkpoin
     shake(model)
     examples = make_examples(PLAIN.batch)
     with sdpa_kernel(SDPBackend.MATH):  # another kernel's rounding is larger than the tolerance
-        queries = model.projection(model.encoder.read(model.encoder.rows([e.query for e in examples], "query"), 4))
-        passages = model.projection(model.encoder.read(model.encoder.rows([e.passages[0] for e in examples], "passage"), 8))
+        queries = model.projection(
+            model.encoder.readout.states(model.encoder.rows([e.query for e in examples], "query"), "query")
+        )
+        passages = model.projection(
+            model.encoder.readout.states(model.encoder.rows([e.passages[0] for e in examples], "passage"), "passage")
+        )
     targets = Targets(torch.arange(12), torch.zeros(12, 12, dtype=torch.bool), 1)
     torch.autograd.backward(infonce(mean_maxsim(queries, passages) / PLAIN.temperature, targets, symmetric=False))
     same(ours, {name: p.grad for name, p in model.parameters.items() if p.grad is not None})
