@@ -7,6 +7,7 @@ it is whole, so an interrupted run goes on with the next one; batches never cros
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from ..common.errors import UserError
 from ..common.files import is_aside, needing_room, read_json, remove_asides, write_json, written_aside
 from ..common.locking import writing
 from ..common.progress import Progress, note, progress_bar
+from ..common.work import Marker
 from ..config import COLBERT_FILE, VECTORS_FILE, check_colbert_file
 from ..texts.collection import collection_fingerprint
 from .identity import CheckpointIdentity
@@ -68,8 +70,8 @@ def encode_to(
 
 def is_claimed_by(folder: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> bool:
     """Whether the folder holds these texts' vectors by this checkpoint, complete or not."""
-    path = folder / VECTORS_FILE
-    return path.is_file() and not _differing(path, identity, texts)
+    marker = _marker(folder, identity)
+    return marker.path.is_file() and not marker.differences(_describe(identity, texts))
 
 
 def _fits(name: str, about: Mapping[str, Any]) -> bool:
@@ -96,10 +98,10 @@ def _describe(identity: CheckpointIdentity, texts: Sequence[str]) -> dict[str, A
     }
 
 
-def _differing(path: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> dict[str, Any]:
-    """What a manifest says otherwise than these texts and this checkpoint, wherever its folder is."""
-    there, about = identity.current(read_json(path), "checkpoint_fingerprint"), _describe(identity, texts)
-    return {name: there.get(name) for name in about if name != "checkpoint" and there.get(name) != about[name]}
+def _marker(folder: Path, identity: CheckpointIdentity) -> Marker:
+    """Vectors are the same wherever their checkpoint's folder is."""
+    renewed = partial(identity.current, name="checkpoint_fingerprint")
+    return Marker(folder / VECTORS_FILE, grows={"checkpoint", "complete", "shards"}, renewed=renewed)
 
 
 def claim(folder: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> None:
@@ -110,14 +112,11 @@ def claim(folder: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> N
     """
     if not len(texts):
         raise UserError("there are no texts to encode")
-    about = _describe(identity, texts)
-    path = folder / VECTORS_FILE
+    about, marker = _describe(identity, texts), _marker(folder, identity)
+    path = marker.path
     if path.exists():
-        for name, value in _differing(path, identity, texts).items():
-            raise UserError(
-                f"{folder} holds vectors of another run: {name} is {value!r}, now {about[name]!r}; "
-                "choose another folder or delete this one"
-            )
+        if other := marker.differences(about):
+            raise UserError(f"{folder} holds vectors of another run ({other}); choose another folder or delete this one")
         there = read_json(path)
         if not there.items() >= about.items():  # the checkpoint moved, or an earlier version named it
             write_json(path, {**there, **about})

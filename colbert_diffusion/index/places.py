@@ -22,6 +22,7 @@ from ..common.errors import UserError
 from ..common.files import is_aside, is_full, link, put_in_place, read_json, remove, remove_asides, to_disk, write_json
 from ..common.locking import BusyError, Lock, left_behind, writing
 from ..common.stamps import sha256_of
+from ..common.work import differences
 from .layout import OFFSETS, PLAN_FILES, chunk_of, is_own, is_stock, kind_of
 from .manifest import MANIFEST_FILE, read_manifest
 
@@ -112,7 +113,7 @@ class Places:
         if self.work.exists() and not marker.exists():
             if not self._is_ours_to_begin():
                 raise UserError(f"{self.work} is in the way and is no unfinished index; move it elsewhere")
-        elif marker.exists() and (other := _differences(renewed(self._marked()), build)):
+        elif marker.exists() and (other := differences(renewed(self._marked()), build)):
             if not discard:
                 raise UserError(
                     f"{self.work} holds an unfinished index of another build ({other}); pass overwrite=True (--overwrite) "
@@ -394,8 +395,3 @@ def _carry_one(path: Path, to: Path) -> None:
 
 def _device(path: Path) -> int:
     return next(parent for parent in (path, *path.parents) if parent.exists()).stat().st_dev
-
-
-def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    names = [name for name in {**there, **now} if there.get(name) != now.get(name)]
-    return ", ".join(f"{name} {there.get(name)} there, {now.get(name)} now" for name in names)

@@ -3,14 +3,16 @@
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..common import fingerprint
 from ..common.errors import UserError
-from ..common.files import needing_room, read_json, remove, write_json, written_aside
+from ..common.files import needing_room, remove, written_aside
 from ..common.locking import writing
 from ..common.progress import note, progress_bar
+from ..common.work import Marker
 from ..encoding.identity import CheckpointIdentity, identify
 from .data import Example
 
@@ -107,16 +109,15 @@ def _mine(
 
 def _claim(folder: Path, identity: CheckpointIdentity, about: dict[str, Any]) -> bool:
     """Take the folder for this mining. Returns whether it was of the same; what it held of another is removed."""
-    manifest = folder / MANIFEST_FILE
-    there = identity.current(read_json(manifest), "checkpoint") if manifest.is_file() else about
-    if there != about:
+    marker = Marker(folder / MANIFEST_FILE, renewed=partial(identity.current, name="checkpoint"))
+    there = marker.found()
+    if marker.differences(about):
         (folder / MINED_FILE).unlink(missing_ok=True)
-        if any(there.get(name) != about[name] for name in ("checkpoint", "examples")):
+        if there is not None and any(there.get(name) != about[name] for name in ("checkpoint", "examples")):
             for name in (INDEX, f"{INDEX}.partial"):
                 remove(folder / name)
-    same = manifest.is_file() and there == about
-    write_json(manifest, about)  # last: interrupted before, it is all done again
-    return same
+    marker.write(about)  # last: interrupted before, it is all done again
+    return there == about
 
 
 def _searcher(checkpoint: str, passages: Sequence[str], folder: Path) -> Any:

@@ -24,10 +24,11 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..common.errors import MissingPackageError, UserError
-from ..common.files import folder_aside, needing_room, read_json, restore, write_json
+from ..common.files import folder_aside, needing_room, restore, write_json
 from ..common.locking import writing
 from ..common.optional import extra
 from ..common.progress import note, progress_bar
+from ..common.work import Marker
 from ..evaluation.benchmarks import read_benchmark
 from ..evaluation.exact import exact_run
 from ..evaluation.measuring import evaluate
@@ -193,21 +194,16 @@ class _Run:
 
     def _claim(self) -> int:
         """Make or check the work folder, put back what was saved; the steps already done."""
-        path = self.work / "run.json"
         if self.accelerator.is_main_process:
             restore(self.work / "best")
-        if path.exists():
-            there = self.model.start.current(read_json(path), "start_fingerprint")
-            if self.step.teacher is not None:
-                there = self.step.teacher.identity.current(there, "teacher_fingerprint")
-            differs = [name for name, value in _plain(self.about).items() if there.get(name) != value]
-            if differs:
-                raise UserError(
-                    f"{self.work} holds another run: its {', '.join(differs)} differs; choose another OUT or delete it"
-                )
+        marker = Marker(self.work / "run.json", grows={"best"}, renewed=self._renewed)
+        there = marker.found()
+        if other := marker.differences(self.about):
+            raise UserError(f"{self.work} holds another run ({other}); choose another OUT or delete it")
+        if there is not None:
             self.best = there.get("best", {})
         elif self.accelerator.is_main_process:
-            write_json(path, self.about)
+            marker.write(self.about)
         done = saved_step(self.work / "state")
         if done is None:
             return 0
@@ -218,6 +214,11 @@ class _Run:
         if self.show and self.accelerator.is_main_process:
             note(f"going on after step {done} of {self.recipe.steps}")
         return done
+
+    def _renewed(self, there: Mapping[str, Any]) -> dict[str, Any]:
+        """A run by version 0.1 named its checkpoints by its own hashes."""
+        there = self.model.start.current(there, "start_fingerprint")
+        return there if self.step.teacher is None else self.step.teacher.identity.current(there, "teacher_fingerprint")
 
     def _update(self, losses: Mapping[str, float]) -> None:
         if losses["loss"] != losses["loss"]:
