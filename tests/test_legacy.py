@@ -1,6 +1,7 @@
-"""Folders that version 0.1 wrote before there were locks, stamps and hashes of shards still open, resume and update.
+"""Folders that earlier versions wrote still open, resume and update: 0.1 knew no locks, stamps or hashes of shards.
 
-`fixtures/legacy` was written by commit 6f2c76c: a checkpoint over a random BERT, an index of a TSV, one of a JSONL file with
+`fixtures/before_floors` was written by version 0.2 when its modules lay side by side: 20 passages, the same kinds of folders
+and a converted checkpoint. `fixtures/legacy` was written by commit 6f2c76c: a checkpoint over a random BERT, an index of a TSV, one of a JSONL file with
 metadata, one that was updated, vector files in two shards, and a training run halfway; the paths in them were shortened since.
 """
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from colbert.infra import Run, RunConfig
 
-from colbert_diffusion import DiffusionCheckpoint, Indexer, IndexUpdater, Searcher
+from colbert_diffusion import DiffusionCheckpoint, Indexer, IndexUpdater, Searcher, build_index, open_index
 from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.encoding.vectors import VectorFiles
 from colbert_diffusion.index.opening import verify
@@ -116,3 +117,63 @@ def test_an_old_training_run_goes_on_from_its_state(legacy: Path) -> None:
     losses = [entry["losses"]["loss"] for entry in read_log(legacy / "trained.training" / "log.jsonl")]
     np.testing.assert_allclose(losses, [2.279475, 2.032040, 2.007902, 2.251574], rtol=1e-3)  # those of one run by that version
     assert len(DiffusionCheckpoint(out).encode_document(["paris"])) == 1
+
+
+# Written when the modules lay side by side -------------------------------------------------------------------------------
+
+FOUND_BEFORE = ([5, 2, 14], [3.6165633, 3.6101665, 3.6090381])
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(Path(__file__).parent / "fixtures" / "before_floors", tmp_path / "before"))
+
+
+@pytest.mark.parametrize("name", ["of-tsv", "of-jsonl", "updated"])
+def test_indexes_from_before_the_floors_answer_verify_and_take_updates(before: Path, name: str) -> None:
+    collection = before / "texts.tsv" if name == "of-tsv" else None
+    searcher = open_index(before / name, checkpoint=before / "checkpoint", collection=collection)
+    pids, _, scores = searcher.search(QUERY, k=3)
+    assert pids == FOUND_BEFORE[0]
+    np.testing.assert_allclose(scores, FOUND_BEFORE[1], atol=1e-4)
+    assert verify(before / name, collection) == []
+    update = IndexUpdater(str(before / name), str(before / "checkpoint"), verbose=0, collection=collection)
+    [pid] = update.add([QUERY])
+    update.remove([5])
+    update.persist_to_disk()
+    found = open_index(before / name, checkpoint=before / "checkpoint").search(QUERY, k=30)[0]
+    assert pid in found
+    assert 5 not in found
+    assert verify(before / name) == []
+
+
+def test_checkpoints_and_vectors_from_before_the_floors_are_read_and_indexed(before: Path) -> None:
+    texts = [line.split("\t")[1] for line in (before / "texts.tsv").read_text().splitlines()]
+    expected = DiffusionCheckpoint(before / "checkpoint").encode_document(texts)
+    for read, own in zip(VectorFiles(before / "vectors").read(range(20)), expected, strict=True):
+        np.testing.assert_allclose(read, own, atol=1e-3)
+    about = json.loads((before / "vectors" / "vectors.json").read_text())
+    (before / "vectors" / "vectors.json").write_text(json.dumps({**about, "checkpoint": str(before / "checkpoint")}))
+    built = build_index(before / "new", before / "texts.tsv", before / "vectors", verbose=0)
+    assert open_index(built).search(QUERY, k=3)[0] == FOUND_BEFORE[0]
+    shutil.copytree(before / "tiny-bert", before / "base")
+    converted = json.loads((before / "converted" / "diffusion.json").read_text())
+    (before / "converted" / "diffusion.json").write_text(json.dumps({**converted, "backbone": "../base"}))
+    assert DiffusionCheckpoint(before / "converted").encode_query(["moon"])[0].shape == (4, 8)
+
+
+def test_a_training_run_from_before_the_floors_goes_on(before: Path) -> None:
+    recipe = Recipe(
+        steps=4,
+        batch=8,
+        learning_rate=1e-3,
+        temperature=0.05,
+        query_tokens=12,
+        passage_tokens=40,
+        lora_rank=2,
+        bf16=False,
+        save_every=2,
+    )
+    train(before / "checkpoint", Data([before / "pairs.jsonl"]), before / "trained", recipe)
+    losses = [entry["losses"]["loss"] for entry in read_log(before / "trained.training" / "log.jsonl")]
+    np.testing.assert_allclose(losses, [2.279475, 2.032040, 2.007902, 2.251574], rtol=1e-3)
