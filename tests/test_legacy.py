@@ -1,8 +1,9 @@
 """Folders that earlier versions wrote still open, resume and update: 0.1 knew no locks, stamps or hashes of shards.
 
-`fixtures/before_floors` was written by version 0.2 when its modules lay side by side: 20 passages, the same kinds of folders
-and a converted checkpoint. `fixtures/legacy` was written by commit 6f2c76c: a checkpoint over a random BERT, an index of a TSV, one of a JSONL file with
+`fixtures/legacy` was written by commit 6f2c76c: a checkpoint over a random BERT, an index of a TSV, one of a JSONL file with
 metadata, one that was updated, vector files in two shards, and a training run halfway; the paths in them were shortened since.
+`fixtures/before_floors` was written by 2e66434, when the modules lay side by side: 20 passages, the same kinds of folders and
+a converted checkpoint.
 """
 
 import json

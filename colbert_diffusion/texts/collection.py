@@ -3,22 +3,18 @@
 Every fault is one line with file and line number, raised before any work is done on the texts.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 from ..common.errors import UserError
-from ..common.files import parse_json
 from ..common.fingerprint import of_texts
 from .alike import Alike
+from .entries import HEADINGS, Entry, Parse, parse_json, parse_json_query, parse_tsv, parse_tsv_passage, parse_tsv_query, unseen
 from .lines import BOM, PACKED, LineFile, decode, found, raw_lines, unpacked
 from .lookup import Lookup
 
-TEXT_NAMES = ("text", "contents", "body", "passage")  # of BEIR, Pyserini, Elasticsearch and MS MARCO's second version
-QUERY_NAMES = ("text", "query", "question")  # of BEIR, Tevatron and LoTTE
-ID_NAMES = ("_id", "id", "pid", "docid", "doc_id", "docno", "qid", "query_id")  # a passage's before its document's
-HEADINGS = frozenset({*TEXT_NAMES, *QUERY_NAMES, *ID_NAMES, "title"})  # of a header line's columns
 COLLECTION_FILE = "collection.tsv"  # in an index: the copy of a collection that is no TSV of its own
 
 
@@ -28,15 +24,6 @@ class Skipped(NamedTuple):
     line: int
     reason: str
     raw: bytes
-
-
-class Entry(NamedTuple):
-    key: str
-    text: str
-    has_id: bool = True  # its own, not its place in the file
-
-
-Parse = Callable[[int, str], Entry]  # (line number from 1, line) -> entry; raises UserError with the reason alone
 
 
 class Passages(Sequence[str]):
@@ -53,7 +40,7 @@ class Passages(Sequence[str]):
 
     def __init__(self, path: Path, sha256: str | None = None, lines: LineFile | None = None) -> None:
         self.path = path
-        self._parse: Parse = _parse_tsv_passage if path.suffix == ".tsv" else _parse_json
+        self._parse: Parse = parse_tsv_passage if path.suffix == ".tsv" else parse_json
         check = None if sha256 is not None else _Check(path, self._parse)  # an index's own was written as it is read
         self._lines = lines or LineFile(path, check, sha256)
         if not len(self._lines):
@@ -248,7 +235,7 @@ def read_collection(path: str | Path, skipped: list[Skipped] | None = None) -> S
     path = _find(Path(path), "corpus.jsonl")
     if skipped is None:
         return Passages(path)
-    parse: Parse = _unseen(set()) if path.suffix == ".tsv" else _parse_json
+    parse: Parse = unseen(set()) if path.suffix == ".tsv" else parse_json
     texts = [entry.text for entry in _entries(path, parse, skipped)]
     if not texts:
         raise UserError(f"{path} has no passages")
@@ -262,7 +249,7 @@ def read_queries(path: str | Path) -> dict[str, str]:
         UserError: as `read_collection`, or an id that occurs twice.
     """
     path = _find(Path(path), "queries.jsonl")
-    return _by_id(path, "query", "queries", _parse_tsv_query if path.suffix == ".tsv" else _parse_json_query)
+    return _by_id(path, "query", "queries", parse_tsv_query if path.suffix == ".tsv" else parse_json_query)
 
 
 def read_documents(path: str | Path) -> Mapping[str, str]:
@@ -277,7 +264,7 @@ def read_documents(path: str | Path) -> Mapping[str, str]:
     try:
         return Documents(Passages(path))
     except UserError:  # which is raised again, by line, where it is more than such ids
-        return _by_id(path, "document", "passages", _parse_tsv if path.suffix == ".tsv" else _parse_json)
+        return _by_id(path, "document", "passages", parse_tsv if path.suffix == ".tsv" else parse_json)
 
 
 def _by_id(path: Path, kind: str, plural: str, parse: Parse) -> dict[str, str]:
@@ -319,83 +306,6 @@ def _entries(path: Path, parse: Parse, skipped: list[Skipped] | None = None) -> 
                 raise UserError(f"{path}, line {number}: {error}") from error
             skipped.append(Skipped(number, str(error), raw))
     alike.finish()
-
-
-def _parse_tsv(number: int, line: str) -> Entry:
-    if "\r" in line:
-        raise UserError("a bare carriage return; ColBERT would split the line there: remove it")
-    key, tab, rest = line.strip(" ").partition("\t")
-    if not tab:
-        raise UserError(f"{'only one column' if line.strip() else 'an empty line'}, expected id <tab> text")
-    text, *titles = rest.split("\t")
-    if len(titles) > 1:
-        raise UserError(
-            f"{len(titles) + 2} columns, expected id <tab> text, perhaps <tab> title; remove the others (cut -f 1-3)"
-        )
-    if titles and not titles[0]:
-        raise UserError("a trailing tab: ColBERT would read an empty title behind it; remove it")
-    return Entry(key, f"{titles[0]} | {text}" if titles else text)
-
-
-def _parse_tsv_query(number: int, line: str) -> Entry:
-    """A third column of queries is an answer, a language or a date as often as anything: never part of the question."""
-    if line.count("\t") > 1:
-        raise UserError(f"{line.count(chr(9)) + 1} columns, expected two: id <tab> query; remove the others (cut -f 1,2)")
-    return _parse_tsv(number, line)
-
-
-def _parse_json_query(number: int, line: str) -> Entry:
-    """A query's title is a narrative or a topic's name: BEIR does not ask it either."""
-    return _parse_json(number, line, QUERY_NAMES, titled=False)
-
-
-def _parse_tsv_passage(number: int, line: str) -> Entry:
-    entry = _parse_tsv(number, line)
-    if entry.key != str(number - 1):
-        raise UserError(
-            f"pid {entry.key!r:.40}, expected {number - 1}: pids count the lines from 0, without gaps, repeats or a header"
-        )
-    return entry
-
-
-def _unseen(seen: set[str]) -> Parse:
-    """A parser for collections with bad lines: any pid that is a number and new."""
-
-    def parse(number: int, line: str) -> Entry:
-        entry = _parse_tsv(number, line)
-        if not entry.key.isdigit() or entry.key in seen:
-            raise UserError(f"pid {entry.key!r:.40} is {'repeated' if entry.key in seen else 'no number'}")
-        seen.add(entry.key)
-        return entry
-
-    return parse
-
-
-def _parse_json(number: int, line: str, names: tuple[str, ...] = TEXT_NAMES, *, titled: bool = True) -> Entry:
-    try:
-        entry: Any = parse_json(line)
-    except ValueError as error:
-        raise UserError(f"{f'not JSON ({error})' if line.strip() else 'an empty line'}; every line holds one object") from error
-    text = next((entry[name] for name in names if name in entry), None) if isinstance(entry, dict) else None
-    if not isinstance(text, str):
-        raise UserError(f'no string under "{names[0]}" (or {" or ".join(names[1:])})')
-    title = entry.get("title") if titled else None
-    if title is not None and not isinstance(title, str):
-        raise UserError(f'"title" is {title!r:.40}, expected a string')
-    identifier = _json_id(entry)
-    text = f"{title} {text}" if title else text
-    return Entry(str(number - 1), text, False) if identifier is None else Entry(identifier, text)
-
-
-def _json_id(entry: Mapping[str, Any]) -> str | None:
-    """The id under the first of the usual names; None where there is none."""
-    for name in ID_NAMES:
-        if name in entry:
-            identifier = entry[name]
-            if isinstance(identifier, bool) or not isinstance(identifier, str | int):
-                raise UserError(f'"{name}" is {identifier!r:.40}, expected a string or a whole number')
-            return str(identifier)
-    return None
 
 
 def write_tsv(path: Path, texts: Iterable[str]) -> None:
