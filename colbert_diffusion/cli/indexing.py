@@ -3,8 +3,9 @@
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +14,16 @@ from .app import Checkpoint, Json, Moved, MovedTexts, Texts, app, quiet, report
 
 
 @app.command()
-def encode(ctx: typer.Context, texts: Texts, out: Path, checkpoint: Checkpoint = None, as_json: Json = False) -> None:
+def encode(
+    ctx: typer.Context,
+    texts: Texts,
+    out: Path,
+    checkpoint: Checkpoint = None,
+    lexical: Annotated[
+        bool, typer.Option("--lexical", help="Keep the predicted words, for `index --lexical predicted`.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Encode passages into vector files, to index many times. Interrupted, it goes on where it stopped."""
     from ..encoding.checkpoint import DiffusionCheckpoint, default_checkpoint
     from ..encoding.identity import identify
@@ -23,7 +33,8 @@ def encode(ctx: typer.Context, texts: Texts, out: Path, checkpoint: Checkpoint =
     passages = read_collection(texts)
     started = time.monotonic()
     identity = identify(checkpoint or default_checkpoint())
-    encode_to(out, identity, lambda: DiffusionCheckpoint(identity.path), passages, show_progress_bar=True)
+    load = partial(DiffusionCheckpoint, identity.path)
+    encode_to(out, identity, load, passages, lexical=lexical, show_progress_bar=True)
     report(as_json, {"vectors": str(out), "passages": len(passages), "seconds": round(time.monotonic() - started, 1)})
 
 
@@ -35,6 +46,9 @@ def index(
     checkpoint: Checkpoint = None,
     vectors: Annotated[Path | None, typer.Option(help="Vector files made by `encode` from the same texts.")] = None,
     nbits: Annotated[int | None, typer.Option(help="Bits per dimension: 1, 2, 4 or 8; default: the checkpoint's.")] = None,
+    lexical: Annotated[str | None, typer.Option(help="Words beside the vectors: bm25, or predicted by the model.")] = None,
+    k1: Annotated[float | None, typer.Option(help="BM25's k1; default .9.")] = None,
+    b: Annotated[float | None, typer.Option(help="BM25's b; default .4.")] = None,
     ranks: Annotated[int, typer.Option(help="Processes that share the work; with GPUs, one each.", min=1)] = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace an index that is there, once the new one is complete.")] = False,
     skip_bad: Annotated[bool, typer.Option(help="Leave malformed lines out and write them to TEXTS.skipped.")] = False,
@@ -43,15 +57,18 @@ def index(
     """Build an index with ColBERT's own indexer. Interrupted, the same command goes on where it stopped."""
     if checkpoint is not None and vectors is not None:
         raise UserError("--checkpoint and --vectors exclude each other: vector files name the checkpoint that made them")
+    words = _lexical(lexical, k1, b)
     started = time.monotonic()
     collection = _read_skipping(texts) if skip_bad else str(texts)
     with quiet(ctx):
         from ..index.by_path import build_index
 
-        path = build_index(index, collection, vectors or checkpoint, nbits=nbits, overwrite=overwrite, nranks=ranks)
+        made_by = vectors or checkpoint
+        path = build_index(index, collection, made_by, nbits=nbits, lexical=words, overwrite=overwrite, nranks=ranks)
     about = json.loads((path / "metadata.json").read_text())
     passages = round(about["num_embeddings"] / about["avg_doclen"])
     stored = sum(file.stat().st_size for pattern in ("*.codes.pt", "*.residuals.pt") for file in path.glob(pattern))
+    worded = sum(file.stat().st_size for file in path.glob("lexical.*"))
     report(
         as_json,
         {
@@ -61,6 +78,7 @@ def index(
             "partitions": about["num_partitions"],
             "nbits": about["config"]["nbits"],
             "bytes_per_passage": round(stored / passages),
+            **({"bytes_of_words_per_passage": round(worded / passages)} if worded else {}),
             "seconds": round(time.monotonic() - started, 1),
         },
     )
@@ -95,6 +113,8 @@ def search(
     queries: Annotated[list[str] | None, typer.Argument(help="Questions.", show_default=False)] = None,
     queries_file: Annotated[Path | None, typer.Option("--queries", help="A .tsv, a .jsonl or a BEIR folder.")] = None,
     k: Annotated[int, typer.Option("-k", help="Passages per query.")] = 10,
+    mode: Annotated[str | None, typer.Option(help="dense, lexical or hybrid; default: hybrid if a weight was tuned.")] = None,
+    fusion: Annotated[str | None, typer.Option(help="scaled, minmax or rrf, with =WEIGHT of the words: scaled=0.2.")] = None,
     checkpoint: Moved = None,
     collection: MovedTexts = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file of the index first.")] = False,
@@ -109,8 +129,9 @@ def search(
     with quiet(ctx):
         from ..index.by_path import open_index
 
+        rule = _fusion(fusion)
         searcher = open_index(index, checkpoint=checkpoint, collection=collection, verify=verify, verbose=1)
-        found = [(query, *searcher.search(query, k=k)) for query in asked.values()]
+        found = [(query, *searcher.search(query, k=k, mode=mode, fusion=rule)) for query in asked.values()]
     for query, pids, ranks, scores in found:
         topk = [
             {"rank": rank, "score": score, "pid": pid, "id": identifier, "text": searcher.collection[pid]}
@@ -190,6 +211,29 @@ def doctor(as_json: Json = False) -> None:
             print(f"{found.status:4}  {found.name:12}  {found.detail}" + (f" -> {found.remedy}" if found.remedy else ""))
     if any(finding.status == "fail" for finding in findings):
         raise typer.Exit(1)
+
+
+def _lexical(source: str | None, k1: float | None, b: float | None) -> Any:
+    """What `Indexer.index(lexical=)` takes."""
+    from ..index.lexical import BM25
+
+    settings = {name: value for name, value in (("k1", k1), ("b", b)) if value is not None}
+    if settings and source != "bm25":
+        raise UserError(f"--{' and --'.join(settings)} belong to --lexical bm25")
+    return BM25(**settings) if settings else source
+
+
+def _fusion(text: str | None) -> Any:
+    """RULE or RULE=WEIGHT."""
+    from ..index.fusion import Fusion
+
+    if text is None:
+        return None
+    rule, equals, weight = text.partition("=")
+    try:
+        return Fusion(rule, float(weight)) if equals else Fusion(rule)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(f"--fusion {text!r:.40}: expected a rule and a weight, for example scaled=0.2") from error
 
 
 def _read_skipping(texts: Path) -> Sequence[str]:

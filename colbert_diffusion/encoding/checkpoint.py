@@ -4,17 +4,20 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal, overload
 
 import torch
+from scipy.sparse import csr_array
 
 from ..backbones.loading import load_backbone
 from ..common.errors import CutTextWarning, UserError
 from ..common.progress import Progress, progress_bar
 from ..config import Side
 from ..texts.collection import as_texts
-from .encoder import Encoder
+from .encoder import Encoded, Encoder
 from .heads import PredictionHead, load_head
 from .identity import identify
+from .lexical import ContentIds, WordReader, as_matrix
 from .projection import load_projection
 from .scoring import Vectors, maxsim
 
@@ -70,38 +73,123 @@ class DiffusionCheckpoint:
     def device(self) -> torch.device:
         return self.encoder.backbone.device
 
-    def encode_query(self, queries: Sequence[str], *, show_progress_bar: bool = False) -> list[Vectors]:
+    @overload
+    def encode_query(
+        self, queries: Sequence[str], *, show_progress_bar: bool = False, lexical: Literal[False] = False
+    ) -> list[Vectors]: ...
+    @overload
+    def encode_query(
+        self, queries: Sequence[str], *, show_progress_bar: bool = False, lexical: Literal[True]
+    ) -> tuple[list[Vectors], csr_array]: ...
+    def encode_query(
+        self, queries: Sequence[str], *, show_progress_bar: bool = False, lexical: bool = False
+    ) -> list[Vectors] | tuple[list[Vectors], csr_array]:
         """Encode queries: one float32 array (k_query, dim) each, L2-normalised, in input order.
 
-        Raises:
-            UserError: a single string instead of a list, or an item that is not a string.
-        """
-        return self._encode_all(queries, "query", show_progress_bar)
-
-    def encode_document(self, documents: Sequence[str], *, show_progress_bar: bool = False) -> list[Vectors]:
-        """Encode passages: one float32 array (k_passage, dim) each, L2-normalised, in input order.
+        Args:
+            lexical: return their words too, as `lexical_query` does, of the same forward pass.
 
         Raises:
-            UserError: a single string instead of a list, or an item that is not a string.
+            UserError: a single string instead of a list, an item that is not a string, or no words where they are asked for.
+
+        >>> checkpoint.encode_query(["capital of France"])[0].shape
+        (4, 128)
         """
-        return self._encode_all(documents, "passage", show_progress_bar)
+        encoded: list[Vectors] | tuple[list[Vectors], csr_array] = self._encode_all(
+            queries, "query", show_progress_bar, lexical
+        )
+        return encoded
+
+    @overload
+    def encode_document(
+        self, documents: Sequence[str], *, show_progress_bar: bool = False, lexical: Literal[False] = False
+    ) -> list[Vectors]: ...
+    @overload
+    def encode_document(
+        self, documents: Sequence[str], *, show_progress_bar: bool = False, lexical: Literal[True]
+    ) -> tuple[list[Vectors], csr_array]: ...
+    def encode_document(
+        self, documents: Sequence[str], *, show_progress_bar: bool = False, lexical: bool = False
+    ) -> list[Vectors] | tuple[list[Vectors], csr_array]:
+        """Encode passages: one float32 array each, L2-normalised, in input order; (k_passage, dim), or fewer vectors where
+        near ones are merged.
+
+        Args:
+            lexical: return their words too, as `lexical_document` does, of the same forward pass.
+
+        Raises:
+            UserError: as `encode_query`.
+
+        >>> vectors, words = checkpoint.encode_document(["Paris is the capital of France."], lexical=True)
+        >>> words.shape
+        (1, 30522)
+        """
+        encoded: list[Vectors] | tuple[list[Vectors], csr_array]
+        encoded = self._encode_all(documents, "passage", show_progress_bar, lexical)
+        return encoded
+
+    def lexical_query(self, queries: Sequence[str], *, content_words: bool = True) -> csr_array:
+        """Which words the masked positions predict of queries: float32 (n, vocabulary), DiffRetriever eq. 2.
+
+        The weight of a word is the largest over the k positions of log(1 + ReLU(logit)).
+
+        Args:
+            content_words: keep the text's own content words alone, as eq. 2 does; False: every word.
+
+        Raises:
+            UserError: as `encode_query`, or the checkpoint has no prediction head or no masked positions.
+        """
+        return self._words_of(queries, "query", content_words)
+
+    def lexical_document(self, documents: Sequence[str], *, content_words: bool = True) -> csr_array:
+        """The same of passages; the score of a passage for a query is the dot product of their rows."""
+        return self._words_of(documents, "passage", content_words)
 
     def iter_document(self, documents: Iterable[str], progress: Progress | None = None) -> Iterator[Vectors]:
         """As `encode_document`, one by one from any iterable and in bounded memory; `cut_documents` tells what was cut."""
         return self.encoder.encode(documents, "passage", progress=progress)
 
+    def iter_encoded(self, documents: Iterable[str], progress: Progress | None = None) -> Iterator[Encoded]:
+        """As `iter_document`, with each passage's words, as `lexical_document` gives them, of the same forward pass."""
+        return self.encoder.encode_both(documents, "passage", self._reader(content_words=True), progress=progress)
+
     def cut_documents(self) -> str | None:
         """How many passages so far are longer than what is read of each, and how much of them; None: none is."""
         return self.encoder.cut_texts("passage")
 
-    def _encode_all(self, texts: Sequence[str], side: Side, show_progress_bar: bool) -> list[Vectors]:
+    @property
+    def vocabulary(self) -> int:
+        """How many words the prediction head knows. Raises UserError as `lexical_query`."""
+        return self.word_head().vocabulary
+
+    def _reader(self, *, content_words: bool) -> WordReader:
+        return WordReader(self.word_head(), self._content_ids if content_words else None)
+
+    @cached_property
+    def _content_ids(self) -> ContentIds:
+        backbone = self.encoder.backbone
+        return ContentIds(backbone.tokenize, [*backbone.tokenizer.all_special_ids, backbone.mask_token_id])
+
+    def _words_of(self, texts: Sequence[str], side: Side, content_words: bool) -> csr_array:
         texts = as_texts(texts, "queries" if side == "query" else "passages")
+        encoded = self.encoder.encode_both(texts, side, self._reader(content_words=content_words))
+        rows = [one.words for one in encoded if one.words is not None]
+        self._tell_cut(side)
+        return as_matrix(rows, self.vocabulary)
+
+    def _encode_all(self, texts: Sequence[str], side: Side, show_progress_bar: bool, lexical: bool) -> Any:
+        texts = as_texts(texts, "queries" if side == "query" else "passages")
+        reader = self._reader(content_words=True) if lexical else None
         with progress_bar(len(texts), f"encode {side}", show=show_progress_bar) as progress:
-            vectors = list(self.encoder.encode(texts, side, progress=progress))
+            encoded = list(self.encoder.encode_both(texts, side, reader, progress=progress))
+        self._tell_cut(side)
+        vectors = [one.vectors for one in encoded]
+        return (vectors, as_matrix([one.words for one in encoded if one.words], self.vocabulary)) if lexical else vectors
+
+    def _tell_cut(self, side: Side) -> None:
         if side not in self._told and (cut := self.encoder.cut_texts(side)):
             self._told.add(side)
-            warnings.warn(cut, CutTextWarning, stacklevel=3)
-        return vectors
+            warnings.warn(cut, CutTextWarning, stacklevel=4)
 
     def rerank(self, query: str, passages: Sequence[str]) -> list[tuple[int, float]]:
         """Exact MaxSim (DiffRetriever eq. 1): [(position in `passages`, score), ...], best first, ties in input order.

@@ -8,8 +8,8 @@ padding is small and memory depends on neither the number of texts nor their len
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from ..common.progress import Progress
 from ..config import DiffusionConfig, Side
 from .allocation import merge
 from .heads import PredictionHead
+from .lexical import Weights, WordReader
 from .projection import Projection
 from .prompts import Row
 from .readouts import find_readout
@@ -27,6 +28,24 @@ from .scoring import Vectors
 WINDOW = 2048  # texts sorted together; the last few percent of padding are not worth more memory
 PREDICTED = 16  # texts whose words are predicted together
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}  # tokens of a padded batch; scripts/bench_encode.py measures them
+
+
+class Encoded(NamedTuple):
+    """What one forward pass gives of a text: float32 (k, dim), and its words where they were asked for."""
+
+    vectors: Vectors
+    words: Weights | None
+
+
+class _Window(NamedTuple):
+    """Rows of the model's input, and which words of each text may be kept."""
+
+    rows: Sequence[Row]
+    kept: Sequence[frozenset[int]] | None
+
+    def part(self, places: Sequence[int]) -> "_Window":
+        kept = None if self.kept is None else [self.kept[i] for i in places]
+        return _Window([self.rows[i] for i in places], kept)
 
 
 class Encoder:
@@ -60,12 +79,19 @@ class Encoder:
         Raises:
             UserError: an item is not a string.
         """
+        for encoded in self.encode_both(texts, side, None, progress=progress):
+            yield encoded.vectors
+
+    def encode_both(
+        self, texts: Iterable[str], side: Side, words: WordReader | None, *, progress: Progress | None = None
+    ) -> Iterator[Encoded]:
+        """As `encode`, with the words of the same states where there is a reader for them."""
         windows = _windows(texts, WINDOW)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize") as pool:
-            ahead = pool.submit(self._next_rows, windows, side)
-            while rows := ahead.result():
-                ahead = pool.submit(self._next_rows, windows, side)
-                yield from self._encode_rows(rows, side, progress)
+            ahead = pool.submit(self._next_rows, windows, side, words)
+            while (window := ahead.result()).rows:
+                ahead = pool.submit(self._next_rows, windows, side, words)
+                yield from self._encode_window(window, side, words, progress)
 
     def cut_texts(self, side: Side) -> str | None:
         """How many texts were longer than what is read of each, for people; None: none was."""
@@ -95,43 +121,50 @@ class Encoder:
                 predicted = head(self.readout.states(rows, side))
             yield from predicted.float().cpu()
 
-    def _next_rows(self, windows: Iterator[tuple[int, list[str]]], side: Side) -> list[Row]:
+    def _next_rows(self, windows: Iterator[tuple[int, list[str]]], side: Side, words: WordReader | None) -> _Window:
         start, texts = next(windows, (0, []))
         for offset, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"text {start + offset} is {text!r} of type {type(text).__name__}, expected a string")
-        return self.rows(texts, side)
+        return _Window(self.rows(texts, side), None if words is None else words.of(texts))
 
-    def _encode_rows(self, rows: Sequence[Row], side: Side, progress: Progress | None) -> Iterator[Vectors]:
-        vectors: list[Vectors] = [np.empty(0, np.float32)] * len(rows)
-        for batch in batches([len(row.ids) for row in rows], self.batch_tokens):
-            encoded = self._run([rows[i] for i in batch], side)
-            for i, vector in zip(batch, encoded, strict=True):
-                vectors[i] = vector
+    def _encode_window(
+        self, window: _Window, side: Side, words: WordReader | None, progress: Progress | None
+    ) -> Iterator[Encoded]:
+        found: list[Encoded | None] = [None] * len(window.rows)
+        for batch in batches([len(row.ids) for row in window.rows], self.batch_tokens):
+            for i, encoded in zip(batch, self._run(window.part(batch), side, words), strict=True):
+                found[i] = encoded
             if progress is not None:
                 progress.update(len(batch))
-        yield from vectors
+        yield from (encoded for encoded in found if encoded is not None)
 
-    def _run(self, rows: Sequence[Row], side: Side) -> list[Vectors]:
-        """One batch -> float32 (k, dim) each; halved and tried again when the GPU's memory does not suffice."""
+    def _run(self, batch: _Window, side: Side, words: WordReader | None) -> list[Encoded]:
+        """One batch; halved and tried again when the GPU's memory does not suffice."""
         try:
-            return self._forward(rows, side)
+            return self._forward(batch, side, words)
         except torch.OutOfMemoryError as error:
-            if len(rows) == 1:
+            if len(batch.rows) == 1:
                 raise UserError(
-                    f"a single row of {len(rows[0].ids)} tokens does not fit on {self.backbone.device}; "
+                    f"a single row of {len(batch.rows[0].ids)} tokens does not fit on {self.backbone.device}; "
                     "lower the max length, use bfloat16 or a larger device"
                 ) from error
         torch.cuda.empty_cache()
-        half = len(rows) // 2
-        return self._run(rows[:half], side) + self._run(rows[half:], side)
+        half = len(batch.rows) // 2
+        first, second = batch.part(range(half)), batch.part(range(half, len(batch.rows)))
+        return self._run(first, side, words) + self._run(second, side, words)
 
     @torch.inference_mode()
-    def _forward(self, rows: Sequence[Row], side: Side) -> list[Vectors]:
-        vectors = self.projection(self.readout.states(rows, side))
+    def _forward(self, batch: _Window, side: Side, words: WordReader | None) -> list[Encoded]:
+        states = self.readout.states(batch.rows, side)
+        projected = self.projection(states)
         if side == "passage" and self.config.merge_above is not None:
-            return merge(vectors, self.config.merge_above)
-        return self.readout.trim(list(vectors.cpu().numpy()), rows)
+            vectors = merge(projected, self.config.merge_above)
+        else:
+            vectors = self.readout.trim(list(projected.cpu().numpy()), batch.rows)
+        if words is None:
+            return [Encoded(own, None) for own in vectors]
+        return [Encoded(*both) for both in zip(vectors, words.read(states, batch.kept), strict=True)]
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

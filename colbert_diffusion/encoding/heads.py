@@ -52,6 +52,11 @@ class PredictionHead(nn.Module):
             states = self.norm(gelu(self.dense(states)))
         return linear(states.to(weight.dtype), weight, bias)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many words it knows."""
+        return len(self._tied[0] if self.output is None else self.output)
+
     def save(self, folder: Path) -> None:
         """Write `head.safetensors`, float16: words are ranked by it, not vectors."""
         with written_aside(folder / HEAD_FILE) as aside:

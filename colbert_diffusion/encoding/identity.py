@@ -93,6 +93,13 @@ class CheckpointIdentity:
     def _deciding(self) -> dict[str, Any]:
         return _without(asdict(self.config), UNDECIDING)
 
+    @cached_property
+    def words_fingerprint(self) -> str:
+        """A hash of what decides the predicted words: the vectors' own, and the head, wherever it comes from."""
+        own = [self.path / HEAD_FILE]
+        head = _hashed("head", self.path, own) or _hashed("head", self.backbone_path, weight_files(self.backbone_path))
+        return fingerprint.of_contents({"states": self.fingerprint, **head})
+
     @property
     def head_fingerprint(self) -> str:
         """A hash of the checkpoint's own prediction head, which decides words and no vectors."""

@@ -1,17 +1,19 @@
 """Vector files: encode once, index many times. Knows neither models nor ColBERT.
 
 A folder holds `vectors.json` (what made it) and shards `00000.safetensors` of `SHARD` passages each: `vectors`
-float16 (sum of lengths, dim) and `doclens` int32, and in the header the sha256 of both. A shard appears by a rename when
-it is whole, so an interrupted run goes on with the next one; batches never cross a shard, so going on changes no bit.
+float16 (sum of lengths, dim) and `doclens` int32, perhaps the passages' predicted words (`word_ids` int32, `word_weights`
+float32, `word_counts` int32), and in the header the sha256 of all. A shard appears by a rename when it is whole, so an
+interrupted run goes on with the next one; batches never cross a shard, so going on changes no bit.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -24,12 +26,17 @@ from ..common.progress import Progress, note, progress_bar
 from ..common.work import Marker
 from ..config import COLBERT_FILE, VECTORS_FILE, check_colbert_file
 from ..texts.collection import collection_fingerprint
+from .encoder import Encoded
 from .identity import CheckpointIdentity
+from .lexical import Weights
 from .scoring import Vectors
 
 FORMAT_VERSION = 1
 SHARD = 10_000  # passages; at k=16, dim=128 a shard is 41 MB
 HASH = "sha256"  # a shard's own, in its header
+VOCABULARY = "vocabulary"  # how many words its head knows, in its header
+WORDS = "words_fingerprint"  # the manifest's field that says that there are words, and by which head
+NAMES = ("vectors", "doclens", "word_ids", "word_weights", "word_counts")
 REMEDY = "delete this file and run the same command again: only its passages are encoded anew"
 
 
@@ -44,34 +51,45 @@ class DocumentEncoder(Protocol):
     def cut_documents(self) -> str | None: ...
 
 
+@runtime_checkable
+class LexicalEncoder(Protocol):
+    """And what it needs where predicted words are kept."""
+
+    def iter_encoded(self, documents: Sequence[str], progress: Progress | None = None) -> Iterator[Encoded]: ...
+    @property
+    def vocabulary(self) -> int: ...
+
+
 def encode_to(
     folder: Path,
     identity: CheckpointIdentity,
     load: Callable[[], DocumentEncoder],
     texts: Sequence[str],
     *,
+    lexical: bool = False,
     show_progress_bar: bool = False,
 ) -> "VectorFiles":
     """Encode passages into a folder of vector files; run again after an interruption, it goes on.
 
     Args:
         load: loads the model; not called when every shard is there.
+        lexical: keep the predicted words too, of the same forward pass.
 
     Raises:
         UserError: the folder holds vectors of another checkpoint or collection, or there are no texts.
     """
     needed = len(texts) * (2 * identity.config.k_passage * identity.config.dim + 4)
     with needing_room(folder, lambda: needed), writing(folder):
-        claim(folder, identity, texts)
+        claim(folder, identity, texts, lexical=lexical)
         encode_shards(folder, load, texts, show_progress_bar=show_progress_bar)
         mark_complete(folder)
     return VectorFiles(folder)
 
 
-def is_claimed_by(folder: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> bool:
-    """Whether the folder holds these texts' vectors by this checkpoint, complete or not."""
+def is_claimed_by(folder: Path, identity: CheckpointIdentity, texts: Sequence[str], *, lexical: bool = False) -> bool:
+    """Whether the folder holds these texts' vectors (and words) by this checkpoint, complete or not."""
     marker = _marker(folder, identity)
-    return marker.path.is_file() and not marker.differences(_describe(identity, texts))
+    return marker.path.is_file() and not marker.differences(_describe(identity, texts, lexical))
 
 
 def _fits(name: str, about: Mapping[str, Any]) -> bool:
@@ -84,7 +102,7 @@ def _fits(name: str, about: Mapping[str, Any]) -> bool:
     return isinstance(about.get(name), str)
 
 
-def _describe(identity: CheckpointIdentity, texts: Sequence[str]) -> dict[str, Any]:
+def _describe(identity: CheckpointIdentity, texts: Sequence[str], lexical: bool) -> dict[str, Any]:
     """The manifest of the vector files that these texts give with this checkpoint."""
     return {
         "format_version": FORMAT_VERSION,
@@ -95,6 +113,7 @@ def _describe(identity: CheckpointIdentity, texts: Sequence[str]) -> dict[str, A
         "passages": len(texts),
         "shard": SHARD,
         "dim": identity.config.dim,
+        **({WORDS: identity.words_fingerprint} if lexical else {}),
     }
 
 
@@ -104,7 +123,7 @@ def _marker(folder: Path, identity: CheckpointIdentity) -> Marker:
     return Marker(folder / VECTORS_FILE, grows={"checkpoint", "complete", "shards"}, renewed=renewed)
 
 
-def claim(folder: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> None:
+def claim(folder: Path, identity: CheckpointIdentity, texts: Sequence[str], *, lexical: bool = False) -> None:
     """Write the manifest, or check that the one there says the same.
 
     Raises:
@@ -112,7 +131,7 @@ def claim(folder: Path, identity: CheckpointIdentity, texts: Sequence[str]) -> N
     """
     if not len(texts):
         raise UserError("there are no texts to encode")
-    about, marker = _describe(identity, texts), _marker(folder, identity)
+    about, marker = _describe(identity, texts, lexical), _marker(folder, identity)
     path = marker.path
     if path.exists():
         if other := marker.differences(about):
@@ -145,7 +164,8 @@ def encode_shards(
     show_progress_bar: bool = False,
 ) -> None:
     """Encode the shards that are not there yet, every `nranks`th from `rank` on."""
-    size: int = read_json(folder / VECTORS_FILE)["shard"]
+    about = read_json(folder / VECTORS_FILE)
+    size, lexical = about["shard"], WORDS in about
     mine = range(rank, -(-len(texts) // size), nranks)
     todo = [number for number in mine if not _shard_path(folder, number).exists()]
     if not todo:
@@ -155,7 +175,11 @@ def encode_shards(
         progress.update(len(texts) - sum(len(texts[n * size : (n + 1) * size]) for n in todo))
         for number in todo:
             chunk = texts[number * size : (number + 1) * size]
-            _write_shard(_shard_path(folder, number), list(encoder.iter_document(chunk, progress)))
+            if lexical and isinstance(encoder, LexicalEncoder):
+                _write_shard(_shard_path(folder, number), list(encoder.iter_encoded(chunk, progress)), encoder.vocabulary)
+            else:
+                vectors = encoder.iter_document(chunk, progress)
+                _write_shard(_shard_path(folder, number), [Encoded(own, None) for own in vectors], None)
     if show_progress_bar and (cut := encoder.cut_documents()):
         note(cut)
 
@@ -180,7 +204,7 @@ def _recorded_hash(path: Path) -> str | None:
 
 def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
-    for name in ("vectors", "doclens"):
+    for name in (name for name in NAMES if name in tensors):
         digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -189,12 +213,22 @@ def _shard_path(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.safetensors"
 
 
-def _write_shard(path: Path, vectors: Sequence[Vectors]) -> None:
-    packed = torch.from_numpy(np.concatenate(vectors)).half()
-    doclens = torch.tensor([len(v) for v in vectors], dtype=torch.int32)
-    tensors = {"vectors": packed, "doclens": doclens}
+def _write_shard(path: Path, encoded: Sequence[Encoded], vocabulary: int | None) -> None:
+    tensors = {
+        "vectors": torch.from_numpy(np.concatenate([one.vectors for one in encoded])).half(),
+        "doclens": torch.tensor([len(one.vectors) for one in encoded], dtype=torch.int32),
+    }
+    about = {}
+    if vocabulary is not None:
+        words = [one.words for one in encoded if one.words is not None]
+        tensors |= {
+            "word_ids": torch.from_numpy(np.concatenate([own.ids for own in words])),
+            "word_weights": torch.from_numpy(np.concatenate([own.weights for own in words])),
+            "word_counts": torch.tensor([len(own.ids) for own in words], dtype=torch.int32),
+        }
+        about[VOCABULARY] = str(vocabulary)
     with written_aside(path) as aside:
-        save_file(tensors, aside, metadata={HASH: _hash(tensors)})
+        save_file(tensors, aside, metadata={HASH: _hash(tensors), **about})
 
 
 class VectorFiles:
@@ -222,10 +256,11 @@ class VectorFiles:
         self.dtype: str = about["dtype"]
         self.collection_fingerprint: str = about["collection_fingerprint"]
         self.dim: int = about["dim"]
+        self._words: str | None = about.get(WORDS)
         self._passages: int = about["passages"]
         self._shard: int = about["shard"]
         self._hashes: list[str | None] = about.get("shards", [])
-        self._open: tuple[int, Any] = (-1, None)
+        self._open: _Shard | None = None
 
     def __len__(self) -> int:
         return self._passages
@@ -235,9 +270,30 @@ class VectorFiles:
         for pid in pids:
             if not isinstance(pid, int) or not 0 <= pid < self._passages:
                 raise UserError(f"{self.folder} serves passages by pid 0..{self._passages - 1}, not {pid!r:.40}")
-            vectors, ends = self._load(pid // self._shard)
-            i = pid % self._shard
-            yield vectors[ends[i] : ends[i + 1]].float().numpy()
+            shard, i = self._load(pid // self._shard), pid % self._shard
+            yield shard.tensors["vectors"][shard.ends[i] : shard.ends[i + 1]].float().numpy()
+
+    @property
+    def words_fingerprint(self) -> str:
+        """Which head predicted the words. Raises UserError when there are none."""
+        if self._words is None:
+            raise UserError(
+                f"{self.folder} was encoded without words; encode again with --lexical, or index with --lexical bm25"
+            )
+        return self._words
+
+    @property
+    def vocabulary(self) -> int:
+        """How many words that head knows. Raises UserError as `words`."""
+        return self._load(0).vocabulary if self.words_fingerprint else 0
+
+    def words(self) -> Iterator[Weights]:
+        """Every passage's predicted words, by pid. Raises UserError when there are none, or a shard is damaged."""
+        for number in range(-(-self._passages // self._shard) if self.words_fingerprint else 0):
+            tensors = self._load(number).tensors
+            ends = np.cumsum(tensors["word_counts"].numpy(), dtype=np.int64)[:-1]
+            ids, weights = tensors["word_ids"].numpy(), tensors["word_weights"].numpy()
+            yield from map(Weights, np.split(ids, ends), np.split(weights, ends))
 
     def _faults(self, number: int, tensors: Mapping[str, torch.Tensor], expected: str | None) -> Iterator[str]:
         """What makes a shard not the one that was written; one by version 0.1 has no hash."""
@@ -247,13 +303,20 @@ class VectorFiles:
             yield f"it does not hold float16 vectors of dim {self.dim} and their doclens"
         elif len(doclens) != passages or int(doclens.min()) < 0 or int(doclens.sum()) != len(vectors):
             yield f"the lengths of {len(doclens)} passages do not add up to {len(vectors)} vectors of {passages}"
+        elif self._words is not None and not _fit_words(tensors, passages, self._vocabulary_of(number)):
+            yield f"its words are not those of {passages} passages"
         elif expected is not None and _hash(tensors) != expected:
             yield "its sha256 differs from what was written"
         elif expected is None and not bool(vectors.isfinite().all()):
             yield "it holds numbers that are not finite"
 
-    def _load(self, number: int) -> Any:
-        if self._open[0] != number:
+    def _vocabulary_of(self, number: int) -> int:
+        with safe_open(_shard_path(self.folder, number), "pt") as file:
+            text = (file.metadata() or {}).get(VOCABULARY, "")
+        return int(text) if text.isdecimal() and len(text) < 10 else 0
+
+    def _load(self, number: int) -> "_Shard":
+        if self._open is None or self._open.number != number:
             path = _shard_path(self.folder, number)
             try:
                 tensors = load_file(path)
@@ -263,5 +326,24 @@ class VectorFiles:
             for fault in self._faults(number, tensors, expected):
                 raise UserError(f"{path} is damaged ({fault}); {REMEDY}")
             ends = np.concatenate([[0], np.cumsum(tensors["doclens"].numpy(), dtype=np.int64)])
-            self._open = (number, (tensors["vectors"], ends))
-        return self._open[1]
+            self._open = _Shard(number, tensors, ends, self._vocabulary_of(number) if self._words is not None else 0)
+        return self._open
+
+
+class _Shard(NamedTuple):
+    """The one that was read last."""
+
+    number: int
+    tensors: Mapping[str, torch.Tensor]
+    ends: npt.NDArray[np.int64]
+    vocabulary: int
+
+
+def _fit_words(tensors: Mapping[str, torch.Tensor], passages: int, vocabulary: int) -> bool:
+    """Whether a shard's words are as many as it says, and some of the vocabulary."""
+    ids, weights, counts = (tensors.get(name) for name in NAMES[2:])
+    if ids is None or weights is None or counts is None or len(counts) != passages or int(counts.min()) < 0:
+        return False
+    if ids.dtype != torch.int32 or weights.dtype != torch.float32 or not int(counts.sum()) == len(ids) == len(weights):
+        return False
+    return not len(ids) or (int(ids.min()) >= 0 and int(ids.max()) < vocabulary and bool(weights.isfinite().all()))

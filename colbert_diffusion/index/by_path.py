@@ -13,6 +13,7 @@ from colbert.infra.config import ColBERTConfig, RunConfig
 from colbert.infra.run import Run
 
 from .indexing import Indexer
+from .lexical import Lexical
 from .searching import Searcher
 
 
@@ -23,6 +24,7 @@ def build_index(
     *,
     nbits: int | None = None,
     metadata: Sequence[Mapping[str, Any]] | None = None,
+    lexical: Lexical = None,
     overwrite: bool | str = False,
     nranks: int = 1,
     verbose: int = 1,
@@ -34,7 +36,7 @@ def build_index(
         passages: as `Indexer.index` takes them: a list, a `.tsv`, a `.jsonl`, a BEIR folder.
         checkpoint: a checkpoint, or a folder of vector files; None: the small default checkpoint.
         nbits: None: the checkpoint's recommendation.
-        metadata, overwrite: as `Indexer.index`.
+        metadata, lexical, overwrite: as `Indexer.index`.
         nranks: processes that share the work; above 1 a script needs a `__main__` guard.
         verbose: 0 says nothing.
 
@@ -45,7 +47,7 @@ def build_index(
     config = ColBERTConfig() if nbits is None else ColBERTConfig(nbits=nbits)
     with Run().context(RunConfig(index_root=str(folder.parent), nranks=nranks)):
         indexer = Indexer(None if checkpoint is None else str(checkpoint), config, verbose=verbose)
-        built = indexer.index(folder.name, passages, overwrite=overwrite, metadata=metadata)
+        built = indexer.index(folder.name, passages, overwrite=overwrite, metadata=metadata, lexical=lexical)
     return Path(built)
 
 

@@ -36,8 +36,10 @@ from ..seam.worker import Pids
 from ..texts.collection import COLLECTION_FILE, Passages, as_texts, collection_fingerprint, read_collection, write_tsv
 from ..texts.ids import IDS_FILE, write_ids
 from ..texts.lines import is_derived
+from .fusion import Fusion
 from .layout import METADATA_FILE, is_own, keep_offsets
-from .manifest import TEXTS, read_manifest, write_manifest
+from .lexical import PREDICTED, Lexical, described, write_bm25, write_predicted
+from .manifest import FUSION, TEXTS, read_manifest, write_manifest
 from .places import Places, Renew, inside_an_index
 
 REPLACING = "; pass overwrite=True (--overwrite) to replace it, or choose another name"
@@ -75,6 +77,7 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         collection: str | Sequence[str],
         overwrite: bool | str = False,
         metadata: Sequence[Mapping[str, Any]] | None = None,
+        lexical: Lexical = None,
     ) -> str:
         """Build the index `name` and return its path.
 
@@ -88,6 +91,9 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
             overwrite: False: refuse to replace an index; "reuse": keep one that is there; "resume": keep it if it
                 is the same build; True or "force_silent_overwrite": replace it, without ColBERT's 20-second pause.
             metadata: one JSON object per passage, stored with the index for `Searcher.search(..., where=)`.
+            lexical: words beside the vectors, for `Searcher.search(..., mode="lexical" | "hybrid")`: "bm25" or `BM25(k1, b)`
+                for any checkpoint, "predicted" for those that the masked positions predict (DiffRetriever eq. 2). A stock
+                ColBERT Searcher ignores them.
 
         Raises:
             UserError: the index exists and may not be replaced, an unfinished one is of another build, or the
@@ -100,6 +106,7 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         self.index_path = str(places.named)
         if overwrite == "reuse" and places.readable().exists():
             return self.index_path
+        words = described(lexical)
         self._shape = None
         with needing_room(places.target.parent, lambda: self._bytes_left(places)), places.writing():
             died = places.interrupted()
@@ -107,7 +114,7 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
             places.check_feasible()
             if places.target.exists() and not overwrite and not just_finished:
                 raise UserError(f"{places.target} exists{REPLACING}")
-            self._build(places, collection, overwrite, metadata, just_finished)
+            self._build(places, collection, overwrite, metadata, words, just_finished)
         return self.index_path
 
     def _build(
@@ -116,6 +123,7 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         collection: str | Sequence[str],
         overwrite: bool | str,
         metadata: Sequence[Mapping[str, Any]] | None,
+        words: dict[str, Any] | None,
         just_finished: bool,
     ) -> None:
         """What `index` does under the lock."""
@@ -128,6 +136,8 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         renewed: Renew = partial(source.current, name="checkpoint") if isinstance(source, CheckpointIdentity) else dict
         if lines is not None:
             build["metadata"] = fingerprint.of_texts(lines)
+        if words is not None:
+            build["lexical"] = words | ({"head": source.words_fingerprint} if words["source"] == PREDICTED else {})
         if places.target.exists() and (just_finished or overwrite == "resume"):
             if renewed((read_manifest(places.target) or {}).get("build", {})) == build:
                 return
@@ -135,7 +145,7 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
                 raise UserError(f"{places.target} exists and is of another build{REPLACING}")
 
         places.claim(build, discard=overwrite in (True, "force_silent_overwrite"), renewed=renewed)
-        pids = _prepare_vectors(places, source, texts)
+        pids = _prepare_vectors(places, source, texts, lexical=words is not None and words["source"] == PREDICTED)
         places.index.mkdir(exist_ok=True)
         stored = _store(texts, places.index)
         self._run(places.index, pids, stored)
@@ -144,6 +154,9 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
             write_lines(places.index / METADATA_FILE, lines)
         keep_offsets(places.index)
         about: dict[str, Any] = {"build": build}
+        if words is not None:
+            self._write_words(places.index, words, texts, pids.vectors)
+            about |= _recommended_fusion(source, words["source"])
         if stored.parent != places.index and isinstance(texts, Passages):
             about[TEXTS] = {"path": str(stored), "size": texts.size, "sha256": texts.sha256}
         write_manifest(places.index, about, is_own)
@@ -197,6 +210,13 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
             self.index_path = target
             self.configure(index_path=None, checkpoint=checkpoint, collection=str(stored))
 
+    def _write_words(self, folder: Path, words: dict[str, Any], texts: Sequence[str], vectors: Path) -> None:
+        if words["source"] == PREDICTED:
+            files = VectorFiles(vectors)
+            write_predicted(folder, words, len(texts), files.vocabulary, files.words)
+        else:
+            write_bm25(folder, words, texts, show=self.verbose > 0)
+
     def _note(self, text: str) -> None:
         if self.verbose > 0:
             note(text)
@@ -222,16 +242,29 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
             write_json(places.index / file, content)
 
 
+def _config_of(source: VectorFiles | CheckpointIdentity) -> DiffusionConfig | None:
+    if isinstance(source, CheckpointIdentity):
+        return source.config
+    try:
+        return DiffusionConfig.load(Path(source.checkpoint))
+    except UserError:  # the checkpoint of vector files is elsewhere now
+        return None
+
+
 def _vectors_per_passage(source: VectorFiles | CheckpointIdentity) -> int:
     """At most."""
-    folder = source.path if isinstance(source, CheckpointIdentity) else Path(source.checkpoint)
-    try:
-        return DiffusionConfig.load(folder).k_passage
-    except UserError:  # the checkpoint of vector files is elsewhere now
-        return 16
+    config = _config_of(source)
+    return 16 if config is None else config.k_passage
 
 
-def _prepare_vectors(places: Places, source: VectorFiles | CheckpointIdentity, texts: Sequence[str]) -> Pids:
+def _recommended_fusion(source: VectorFiles | CheckpointIdentity, words: str) -> dict[str, Any]:
+    """What the checkpoint recommends for words of this source, for the manifest: searches are hybrid then."""
+    config = _config_of(source)
+    weight = None if config is None else config.search.get(f"{words}_weight")
+    return {} if weight is None else {FUSION: Fusion(weight=weight).as_json()}
+
+
+def _prepare_vectors(places: Places, source: VectorFiles | CheckpointIdentity, texts: Sequence[str], *, lexical: bool) -> Pids:
     """The passages as ColBERT will see them; claims the folder in which a model's vectors are kept for the build.
 
     ColBERT encodes every passage of its k-means sample twice (all of them up to 30,720); from files it is once.
@@ -239,9 +272,9 @@ def _prepare_vectors(places: Places, source: VectorFiles | CheckpointIdentity, t
     if isinstance(source, VectorFiles):
         return Pids(texts, None, source.folder)
     folder = places.vectors
-    if folder.exists() and not is_claimed_by(folder, source, texts):
+    if folder.exists() and not is_claimed_by(folder, source, texts, lexical=lexical):
         shutil.rmtree(folder)  # of another build, which `Places.claim` was told to discard
-    claim(folder, source, texts)
+    claim(folder, source, texts, lexical=lexical)
     return Pids(texts, str(source.path), folder)
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 from ..texts.collection import COLLECTION_FILE
 from ..texts.ids import IDS_FILE
 from ..texts.lines import keep
+from .lexical import LEXICAL_FILE, POSTINGS_FILE, WORDS_FILE
 from .manifest import MANIFEST_FILE
 
 REMOVED_FILE = "deleted.json"
@@ -60,6 +61,9 @@ KINDS = (
     FileKind(METADATA_FILE, "one JSON object per passage", "us", "rewritten", lines=True),
     FileKind(IDS_FILE, "the passages' own ids", "us", "rewritten", lines=True),
     FileKind(REMOVED_FILE, "pids whose passages were removed; they keep their place in the other files", "us", "rewritten"),
+    FileKind(LEXICAL_FILE, "which words the index has, BM25's or predicted ones, and how many", "us", "rewritten"),
+    FileKind(POSTINGS_FILE, "the inverted index of the words: for each the passages that have it", "us", "rewritten"),
+    FileKind(WORDS_FILE, "BM25's words, sorted", "us", "rewritten"),
     FileKind(MANIFEST_FILE, "what the index was made from, and every file's size and hash; written last", "us", "rewritten"),
 )
 

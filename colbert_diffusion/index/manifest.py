@@ -11,6 +11,7 @@ from ..common.stamps import sha256_of
 
 MANIFEST_FILE = "index.json"
 FORMAT_VERSION = 1
+FUSION = "fusion"  # its field for how the scores of vectors and words become one: a rule and a weight
 TEXTS = "texts"  # its field for a collection outside of the index: path, size and sha256
 
 

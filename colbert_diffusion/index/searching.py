@@ -1,43 +1,51 @@
-"""ColBERT's Searcher with guards: settings chosen for few vectors on every call, ranks as long as the results."""
+"""ColBERT's Searcher with guards: settings chosen for few vectors on every call, ranks as long as the results; and words."""
 
-import copy
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import colbert
+import numpy as np
 import torch
 from colbert.data import Queries
 from colbert.infra.config import ColBERTConfig
 from colbert.infra.run import Run
 from torch import Tensor
 
-from ..common.checks import whole_number, whole_numbers
+from ..common.checks import whole_numbers
 from ..common.errors import UserError
-from ..common.files import parse_json
-from ..seam.adapter import sharing_at_least
+from ..encoding.checkpoint import DiffusionCheckpoint
+from ..seam.adapter import VectorCheckpoint, sharing_at_least
 from ..seam.binding import install
 from ..seam.extensions import find_ninja
-from ..seam.settings import choose_settings, explicit_settings
+from ..seam.settings import explicit_settings
 from ..seam.worker import refuse_unsafe_loading
 from ..texts.collection import as_texts, read_queries
 from ..texts.ids import Ids
 from ..texts.lines import LineFile
+from .dense import DenseSearcher, Ranking, Where, ranking
+from .fusion import WEIGHTS, Fusion, fusion_of
 from .layout import METADATA_FILE
-from .manifest import check_sizes, read_manifest
+from .lexical import BM25_SOURCE, LEXICAL_FILE, LexicalIndex, Query
+from .manifest import FUSION, check_sizes, read_manifest
 from .opening import checkpoint_of, differences, index_config, index_folder, open_collection, removed_pids
 from .places import snapshot
+from .postings import Floats, Ints, largest
 
-Where = Callable[[Mapping[str, Any]], bool]
-Observe = Callable[[str, float], None]  # (stage, seconds)
-Ranking = tuple[list[int], list[int], list[float]]  # pids, ranks from 1, scores, best first
+MODES = ("dense", "lexical", "hybrid")
+ASKED = 256  # queries encoded together by `search_all`
 
 
-class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
+class Asked(NamedTuple):
+    """A query, encoded: float32 (1, k_query, dim), and its words; None where the mode has no use for them."""
+
+    vectors: Tensor | None
+    words: Query | None
+
+
+class Searcher(DenseSearcher):
     """Searches an index. Arguments and results are ColBERT's.
 
     Only the search settings that `config` (or the run's) carries count as chosen by the caller; the others fit each
@@ -96,6 +104,8 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
             )
         self._removed = frozenset(removed_pids(folder))
         self._ids = Ids(folder, passages)
+        self._lexical = LexicalIndex(folder, passages, len(self._removed)) if (folder / LEXICAL_FILE).is_file() else None
+        self._fusion = fusion_of((read_manifest(folder) or {}).get(FUSION))
         path = folder / METADATA_FILE
         self._metadata_lines = LineFile(path) if path.is_file() else None
 
@@ -107,10 +117,15 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         full_length_search: bool = False,
         pids: Sequence[int] | None = None,
         where: Where | None = None,
+        mode: str | None = None,
+        fusion: Fusion | None = None,
     ) -> Ranking:
         """The k best passages for a query; with `where`, of those whose stored metadata it accepts.
 
         Args:
+            mode: "dense": by vectors; "lexical": by words alone, and only passages that share one; "hybrid": by both. None:
+                hybrid where the index has words with a weight that was tuned, else dense.
+            fusion: how both scores become one; None: as the index or its checkpoint recommends.
             filter_fn: ColBERT's: candidate pids, int32 (n,) -> those to keep.
             pids: score only these, and all of them.
             where: metadata of one passage -> whether to consider it. Applied before anything is scored, so that k
@@ -119,8 +134,11 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         Raises:
             UserError: as `dense_search`.
         """
-        q = self.encode(text, full_length_search=full_length_search)
-        return self.dense_search(q, k, filter_fn=filter_fn, pids=pids, where=where)
+        if self._mode(mode) == "dense":
+            q = self.encode(text, full_length_search=full_length_search)
+            return self.dense_search(q, k, filter_fn=filter_fn, pids=pids, where=where)
+        [asked] = self.ask([text], mode=mode)
+        return self.answer(asked, k, filter_fn=filter_fn, pids=pids, where=where, mode=mode, fusion=fusion)
 
     def search_all(
         self,
@@ -129,6 +147,8 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         filter_fn: Any = None,
         full_length_search: bool = False,
         qid_to_pids: Mapping[Any, Any] | None = None,
+        mode: str | None = None,
+        fusion: Fusion | None = None,
     ) -> Any:
         """ColBERT's `Ranking` of the k best passages for each query; other arguments as `search`.
 
@@ -145,90 +165,133 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
             raise UserError("there are no queries")
         if qid_to_pids is not None and (absent := [qid for qid in queries.keys() if qid not in qid_to_pids]):  # noqa: SIM118
             raise UserError(f"qid_to_pids has no entry for {len(absent)} of {len(queries)} queries (first: {absent[0]!r:.60})")
-        return super().search_all(queries, k, filter_fn, full_length_search, qid_to_pids)
+        if self._mode(mode) == "dense":
+            return super().search_all(queries, k, filter_fn, full_length_search, qid_to_pids)
+        qids, texts = list(queries.keys()), list(queries.values())
+        data = {}
+        for start in range(0, len(qids), ASKED):
+            part = slice(start, start + ASKED)
+            for qid, asked in zip(qids[part], self.ask(texts[part], mode=mode), strict=True):
+                own = None if qid_to_pids is None else qid_to_pids[qid]
+                found = self.answer(asked, k, filter_fn=filter_fn, pids=own, mode=mode, fusion=fusion)
+                data[qid] = list(zip(*found, strict=True))
+        return colbert.data.Ranking(data=data, provenance=self._provenance(queries, k))
 
-    def dense_search(
+    # Words ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def lexical(self) -> LexicalIndex | None:
+        """The index's words; None: it was built without."""
+        return self._lexical
+
+    @property
+    def fusion(self) -> Fusion | None:
+        """How this index's two scores become one, as it was tuned or its checkpoint recommends; None: nobody did."""
+        return self._fusion
+
+    def _mode(self, mode: str | None) -> str:
+        """Raises UserError for an unknown one, or one that needs words where there are none."""
+        if mode is None:
+            return "dense" if self._lexical is None or self._fusion is None else "hybrid"
+        if mode not in MODES:
+            raise UserError(f"mode is {mode!r:.40}, expected one of {', '.join(MODES)}")
+        if mode != "dense" and self._lexical is None:
+            raise UserError(
+                f'{self.index} has no words for mode "{mode}"; build it with `colbert-diffusion index ... --lexical bm25` (or '
+                'predicted), Indexer.index(..., lexical="bm25"), or search by mode "dense"'
+            )
+        return mode
+
+    def ask(self, texts: Sequence[str], *, mode: str | None = None) -> list[Asked]:
+        """Queries as `answer` takes them: encoded together, vectors and words of one forward pass.
+
+        Raises:
+            UserError: as `search`.
+        """
+        mode = self._mode(mode)
+        if mode == "dense" or self._lexical is None:
+            return [Asked(q, None) for q in self.encode(list(texts)).split(1)]
+        if self._lexical.source == BM25_SOURCE:
+            words = [self._lexical.of_text(text) for text in texts]
+            return (
+                [Asked(None, own) for own in words]
+                if mode == "lexical"
+                else [Asked(q, own) for q, own in zip(self.encode(list(texts)).split(1), words, strict=True)]
+            )
+        vectors, matrix = self._model().encode_query(texts, lexical=True)
+        if matrix.shape[1] != self._lexical.vocabulary:
+            raise UserError(
+                f"{self.index} has words of a vocabulary of {self._lexical.vocabulary}, the checkpoint's has {matrix.shape[1]}"
+            )
+        rows = [slice(*matrix.indptr[i : i + 2]) for i in range(len(texts))]
+        words = [Query(matrix.indices[row].astype(np.int64), matrix.data[row]) for row in rows]
+        return [Asked(torch.from_numpy(q)[None], own) for q, own in zip(vectors, words, strict=True)]
+
+    def _model(self) -> DiffusionCheckpoint:
+        checkpoint = self.checkpoint
+        model: DiffusionCheckpoint = checkpoint.model if isinstance(checkpoint, VectorCheckpoint) else checkpoint
+        return model
+
+    def answer(
         self,
-        Q: Tensor,  # noqa: N803 - ColBERT's name
+        asked: Asked,
         k: int = 10,
+        *,
         filter_fn: Any = None,
         pids: Sequence[int] | None = None,
         where: Where | None = None,
+        mode: str | None = None,
+        fusion: Fusion | None = None,
     ) -> Ranking:
-        """The k best passages for one query's vectors, float32 (1, k_query, dim); other arguments as `search`.
+        """The k best passages for what `ask` returned in the same mode; other arguments as `search`.
 
         Raises:
-            UserError: k below 1, a pid that the index does not have (ColBERT would read out of bounds) or that was
-                removed, or `where` without metadata stored.
+            UserError: as `search`.
         """
-        if Q.ndim != 3 or len(Q) != 1 or Q.shape[2] != self.config.dim:
-            raise UserError(
-                f"Q is of shape {tuple(Q.shape)}, expected one query's vectors (1, k_query, {self.config.dim}); for several "
-                "queries call search_all"
-            )
-        passages = len(self.ranker.doclens)
-        k = min(whole_number("k", k), passages)
-        if k < 1:
-            raise UserError(f"k is {k}, expected at least 1")
-        if pids is not None:
-            pids = list(dict.fromkeys(whole_numbers("pid", pids)))
-            self._check_pids(pids)
-        config = copy.copy(self.config)  # shallow: ColBERT's own copies would copy the collection
-        for name, value in (choose_settings(k, len(self.ranker.codec.centroids))._asdict() | self._explicit).items():
-            setattr(config, name, value)
-        if where is None:
-            return _ranking(k, *self._rank(config, Q, filter_fn, pids))
-        allowed = self._allowed(where, filter_fn, pids)
-        if pids is None and len(allowed) > config.ndocs // 4:  # more than ColBERT would score
-            keep = torch.zeros(len(self.ranker.doclens), dtype=torch.bool)
-            keep[allowed] = True
-            found, scores = self._rank(config, Q, lambda candidates: candidates[keep.to(candidates.device)[candidates.long()]])
-            if len(found) >= min(k, len(allowed)):
-                return _ranking(k, found, scores)
-        return _ranking(k, *self._rank(config, Q, None, allowed))
+        mode = self._mode(mode)
+        if mode == "dense" or self._lexical is None or asked.words is None:
+            if asked.vectors is None:
+                raise UserError('this query was asked in mode "lexical" and has no vectors; ask it in the mode of the answer')
+            return self.dense_search(asked.vectors, k, filter_fn=filter_fn, pids=pids, where=where)
+        k, pids = self._checked(k, pids)
+        started = perf_counter()
+        lexical = self._lexical.scores(asked.words)
+        allowed = self._restricted(lexical, where, filter_fn, pids)
+        if mode == "lexical" or asked.vectors is None:
+            found = largest(allowed, k)
+            self._observe("lexical", perf_counter() - started)
+            return ranking(k, found.tolist(), allowed[found].tolist())
+        fusion = fusion or self._fusion or Fusion(weight=WEIGHTS[self._lexical.source])
+        depth = fusion.depth(k) if pids is None else max(1, len(pids))
+        by_words = largest(allowed, depth)
+        self._observe("lexical", perf_counter() - started)
+        by_vectors, scores = self._dense(asked.vectors, k, depth, filter_fn, pids, where)
+        union, dense = self._completed(asked.vectors, by_vectors[:depth], scores[:depth], by_words, k)
+        retrieved = np.arange(len(union)) < len(by_vectors[:depth]), np.isin(union, by_words)
+        fused = fusion.fuse(dense, lexical[union], _own(asked.vectors), float(lexical.max(initial=0.0)), retrieved)
+        order = np.lexsort((union, -fused))[:k]
+        return ranking(k, union[order].tolist(), fused[order].tolist())
 
-    def _rank(
-        self, config: Any, q: Tensor, filter_fn: Any = None, pids: Sequence[int] | None = None
-    ) -> tuple[list[int], list[float]]:
-        """ColBERT's, which fails on no candidates at all unless a filter has seen them (index_storage.py:100)."""
-        if pids is not None and not len(pids):
-            return [], []
-        found: tuple[list[int], list[float]] = self.ranker.rank(config, q, filter_fn=filter_fn or _all, pids=pids)
-        return found
+    def _completed(self, q: Tensor, pids: Sequence[int], scores: Sequence[float], others: Ints, k: int) -> tuple[Ints, Ints]:
+        """Passages that have been scored and others, which are scored now: pids and MaxSim, the first ones first."""
+        missing = others[~np.isin(others, pids)].tolist()
+        more = dict(zip(*self._rank(self._settings(k), q, pids=missing), strict=True))
+        return np.array([*pids, *missing], np.int64), np.array([*scores, *(more[pid] for pid in missing)])
 
-    def _check_pids(self, pids: Sequence[int]) -> None:
-        passages = len(self.ranker.doclens)
-        if bad := [p for p in pids if not 0 <= p < passages]:
-            raise UserError(f"{len(bad)} pids are not in the index (first: {bad[0]}), it has pids 0..{passages - 1}")
-        if bad := [p for p in pids if p in self._removed]:
-            raise UserError(f"{len(bad)} pids were removed from the index (first: {bad[0]})")
-
-    def _allowed(self, where: Where, filter_fn: Any, pids: Sequence[int] | None) -> list[int]:
-        """The pids that a search may return."""
-        metadata = self._metadata
-        asked = (p for p in range(len(metadata)) if p not in self._removed) if pids is None else pids
-        allowed = [p for p in asked if where(metadata[p])]
-        if filter_fn is not None and allowed:
-            allowed = filter_fn(torch.tensor(allowed, dtype=torch.int32)).tolist()
-        return allowed
-
-    def observe(self, observe: Observe) -> None:
-        """Be told how long each of ColBERT's two steps takes (index_storage.py): "candidates", which passages to look
-        at, and "score"."""
-
-        ranker = weakref.proxy(self.ranker)  # a cycle would keep an index in memory that nobody uses any more
-
-        def timed(stage: str, step: Callable[..., Any]) -> Callable[..., Any]:
-            def run(*arguments: Any) -> Any:
-                started = perf_counter()
-                result = step(ranker, *arguments)
-                observe(stage, perf_counter() - started)
-                return result
-
-            return run
-
-        self.ranker.retrieve = timed("candidates", type(self.ranker).retrieve)
-        self.ranker.score_pids = timed("score", type(self.ranker).score_pids)
+    def _restricted(self, lexical: Floats, where: Where | None, filter_fn: Any, pids: Sequence[int] | None) -> Floats:
+        """The scores of the passages that may be returned, the others' 0."""
+        if where is None and filter_fn is None and pids is None:
+            return lexical
+        if where is not None:
+            allowed: Any = self._allowed(where, filter_fn, pids)
+        else:
+            allowed = np.flatnonzero(lexical) if pids is None else pids
+            if filter_fn is not None and len(allowed):
+                allowed = filter_fn(torch.as_tensor(allowed, dtype=torch.int32)).tolist()
+        restricted = np.zeros_like(lexical)
+        places = np.asarray(allowed, np.int64)
+        restricted[places] = lexical[places]
+        return restricted
 
     def ids(self, pids: Iterable[int]) -> list[str]:
         """The external ids of pids: those of the collection's file, else the pids themselves.
@@ -251,23 +314,6 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         """The pids whose passages were removed: no search returns them."""
         return self._removed
 
-    @cached_property
-    def _metadata(self) -> list[dict[str, Any]]:
-        """One object per pid, as `Indexer.index(metadata=)` stored them."""
-        lines = self._metadata_lines
-        if lines is None:
-            raise UserError(f"{self.index} stores no metadata to filter by; build it with Indexer.index(..., metadata=[...])")
-        if len(lines) != len(self.ranker.doclens):
-            raise UserError(f"{lines.path} has {len(lines)} entries for {len(self.ranker.doclens)} passages; rebuild the index")
-        return [self._about(pid, line) for pid, line in enumerate(lines)]
-
-    def _about(self, pid: int, line: bytes) -> dict[str, Any]:
-        try:
-            about: dict[str, Any] = parse_json(line.decode("utf-8"))
-        except ValueError as error:
-            raise UserError(f"{METADATA_FILE}, line {pid + 1}: not JSON ({error}); restore it or rebuild the index") from error
-        return about
-
 
 def _as_queries(queries: Any) -> Any:
     """ColBERT's Queries, by its own reader where that reads them: ids are numbers then (evaluation/loaders.py:22)."""
@@ -286,12 +332,9 @@ def _as_queries(queries: Any) -> Any:
     return Queries(data=dict(enumerate(as_texts(queries, "queries"))))
 
 
-def _all(candidates: Tensor) -> Tensor:
-    return candidates
-
-
-def _ranking(k: int, pids: list[int], scores: list[float]) -> Ranking:
-    return pids[:k], list(range(1, len(pids[:k]) + 1)), scores[:k]
+def _own(q: Tensor) -> int:
+    """k_query: readout "tokens" pads with zeros."""
+    return int(q.any(dim=2).sum())
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from ..common.errors import UserError
 from ..common.files import link, needing_room, read_json, remove, write_json
 from ..encoding.checkpoint import DiffusionCheckpoint
 from ..encoding.identity import identify
-from ..encoding.vectors import encode_to, is_claimed_by
+from ..encoding.lexical import Weights
+from ..encoding.vectors import VectorFiles, encode_to, is_claimed_by
 from ..seam.adapter import flatten
 from ..seam.binding import install
 from ..seam.building import Saver, compress
@@ -29,7 +30,8 @@ from ..texts.collection import COLLECTION_FILE, as_texts, read_collection, write
 from ..texts.ids import IDS_FILE, Ids, as_ids
 from .indexing import check_faiss, metadata_lines, write_lines
 from .layout import METADATA_FILE, REMOVED_FILE, is_own, keep_offsets, kind_of
-from .manifest import MANIFEST_FILE, check_sizes, read_manifest, write_manifest
+from .lexical import LEXICAL_FILE, has_predicted, update_lexical
+from .manifest import FUSION, MANIFEST_FILE, check_sizes, read_manifest, write_manifest
 from .opening import (
     all_doclens,
     changed_texts,
@@ -253,6 +255,8 @@ class IndexUpdater:
             write_json(new / "plan.json", read_json(old / "plan.json") | {n: about[n] for n in PLANNED})
         torch.save(_inverted(new, about["num_partitions"], sorted(gone)), new / "ivf.pid.pt")
 
+        if (old / LEXICAL_FILE).is_file():
+            update_lexical(old, new, added, self._words_of_added, gone)
         build = self._manifest.get("build", {})
         build = build | {
             "collection": fingerprint.of_texts(texts),
@@ -260,7 +264,11 @@ class IndexUpdater:
             "added": build.get("added", 0) + len(self._added),
             "removed": len(gone),
         }
-        write_manifest(new, {"build": build, BUILT: built, "update": update}, is_own)
+        fusion = {FUSION: self._manifest[FUSION]} if FUSION in self._manifest else {}
+        write_manifest(new, {"build": build, BUILT: built, "update": update, **fusion}, is_own)
+
+    def _words_of_added(self) -> Iterator[Weights]:
+        return VectorFiles(self._places.vectors).words() if self._added else iter(())
 
     def _stored_texts(self) -> Sequence[str]:
         given = self._given_texts if COLLECTION_FILE not in self._manifest.get("files", {}) else None  # stored by then
@@ -276,10 +284,15 @@ class IndexUpdater:
             return
         new, folder = self._places.index, self._places.vectors
         identity = identify(str(self._checkpoint))
-        if folder.exists() and not is_claimed_by(folder, identity, added):
+        lexical = has_predicted(self._places.target)
+        if folder.exists() and not is_claimed_by(folder, identity, added, lexical=lexical):
             remove(folder)  # of another update, never finished
         show = self._verbose > 0
-        files = encode_to(folder, identity, lambda: DiffusionCheckpoint(identity.path), added, show_progress_bar=show)
+
+        def load() -> DiffusionCheckpoint:
+            return DiffusionCheckpoint(identity.path)
+
+        files = encode_to(folder, identity, load, added, lexical=lexical, show_progress_bar=show)
         saver = Saver(ColBERTConfig(index_path=str(new)))
         codec = ResidualCodec.load(str(self._places.target))
         *_, held = all_doclens(self._places.target)  # of the last chunk, which is filled up first

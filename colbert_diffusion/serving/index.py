@@ -14,7 +14,8 @@ from ..common.errors import UserError
 from ..config import Side
 from ..encoding.checkpoint import DiffusionCheckpoint
 from ..index.by_path import open_index
-from ..index.searching import Observe, as_user_errors
+from ..index.dense import Observe
+from ..index.searching import as_user_errors
 from ..seam.adapter import Models, VectorCheckpoint, sharing
 
 WORDS = 8  # predicted words shown per position

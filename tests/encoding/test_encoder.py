@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,11 +80,11 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(encoder: Encoder, mon
     expected = list(encoder.encode(texts, "passage"))
     forward, refused = encoder._forward, []
 
-    def small_device(rows: list[object], k: int) -> object:
-        if len(rows) > 3:
-            refused.append(len(rows))
+    def small_device(batch: Any, *arguments: Any) -> object:
+        if len(batch.rows) > 3:
+            refused.append(len(batch.rows))
             raise torch.OutOfMemoryError
-        return forward(rows, k)  # type: ignore[arg-type]
+        return forward(batch, *arguments)
 
     monkeypatch.setattr(encoder, "_forward", small_device)
     assert np.allclose(list(encoder.encode(texts, "passage")), expected, atol=1e-5)
@@ -91,7 +92,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(encoder: Encoder, mon
 
 
 def test_a_row_that_never_fits_is_one_clear_error(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_device(rows: object, k: int) -> None:
+    def full_device(*_: object) -> None:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(encoder, "_forward", full_device)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,11 +41,11 @@ def test_an_interrupted_run_goes_on_without_encoding_twice_and_changes_no_bit(
     write = vectors._write_shard
     written: list[Path] = []
 
-    def dies_after_two(path: Path, shard: object) -> None:
+    def dies_after_two(path: Path, *shard: Any) -> None:
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(path)
-        write(path, shard)  # type: ignore[arg-type]
+        write(path, *shard)
 
     monkeypatch.setattr(vectors, "_write_shard", dies_after_two)
     with pytest.raises(KeyboardInterrupt):
