@@ -11,7 +11,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import Linear
+from torch.nn import Linear, Module, ModuleDict
 from transformers import PreTrainedModel
 
 from ..common.checks import is_number
@@ -49,7 +49,33 @@ def merge_adapter(model: PreTrainedModel, folder: Path, family: Family) -> PreTr
 
 def attach_adapter(model: PreTrainedModel, folder: Path, family: Family) -> PeftModel:
     """The model with the adapter beside its weights, for further training; errors as `merge_adapter`."""
-    weights, targets = _read_adapter(folder, family)
+    return _attach(model, folder, family, *_read_adapter(folder, family))
+
+
+def merge_into_head(tensors: dict[str, Tensor], folder: Path, family: Family) -> None:
+    """Add the adapter's updates of a set-aside head to its matrices, in place: LLaDA's releases adapt the output too.
+
+    Args:
+        tensors: the head's, by `heads.PredictionHead`'s names.
+
+    Raises:
+        UserError: as `merge_adapter`.
+    """
+    weights, targets = _read_adapter(folder, family, of_head=True)
+    for native, published in targets.items():
+        ours = family.head_name(f"{native}.weight")
+        if ours is None or ours not in tensors:
+            continue
+        rows, columns = tensors[ours].shape
+        matrix = Linear(columns, rows, bias=False, dtype=tensors[ours].dtype)
+        matrix.weight.data = tensors[ours].clone()
+        own = {f"head{name.removeprefix(native)}": weights[name] for name in weights if name.startswith(f"{native}.lora_")}
+        tuned = _attach(ModuleDict({"head": matrix}), folder, family, own, {"head": published})
+        merged: Any = tuned.merge_and_unload(safe_merge=True)
+        tensors[ours] = merged["head"].weight.data
+
+
+def _attach(model: Module, folder: Path, family: Family, weights: dict[str, Tensor], targets: dict[str, str]) -> PeftModel:
     unknown = set(targets) - {name for name, _ in model.named_modules()}
     if unknown:
         raise UserError(
@@ -99,8 +125,8 @@ def save_adapter(model: PreTrainedModel, config: Mapping[str, Any], folder: Path
     write_json(folder / ADAPTER_CONFIG_FILE, config)
 
 
-def _read_adapter(folder: Path, family: Family) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors under native names, and the adapted modules: native name -> published name."""
+def _read_adapter(folder: Path, family: Family, *, of_head: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors under native names, and the adapted modules: native name -> published name; the encoder's, or the head's."""
     path = folder / ADAPTER_FILE
     try:
         published = load_file(path)
@@ -111,7 +137,7 @@ def _read_adapter(folder: Path, family: Family) -> tuple[dict[str, Tensor], dict
     for name, tensor in published.items():
         own = name.removeprefix(PEFT_PREFIX)
         native = family.rename(own)
-        if family.is_set_aside(native):
+        if family.is_set_aside(native) != of_head:
             continue
         module, lora, _ = native.rpartition(".lora_")
         if not lora:

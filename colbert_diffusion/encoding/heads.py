@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
+from ..backbones.adapters import merge_into_head
 from ..backbones.backbone import Backbone
 from ..backbones.sources import weight_files
 from ..common.errors import UserError
 from ..common.files import written_aside
-from ..config import HEAD_FILE
+from ..config import ADAPTER_FILE, HEAD_FILE
 
 
 class PredictionHead(nn.Module):
@@ -81,6 +82,11 @@ def load_head(backbone: Backbone, checkpoint: Path, backbone_folder: Path) -> Pr
     if (checkpoint / HEAD_FILE).is_file():
         return _build(backbone, _read(checkpoint / HEAD_FILE), checkpoint)
     tensors = _published(backbone, backbone_folder)
+    if (checkpoint / ADAPTER_FILE).is_file():
+        tied = {} if "output" in tensors else {"output": _embeddings(backbone).detach()}
+        adapted = tied | {name: tensor.to(backbone.dtype) for name, tensor in tensors.items()}  # as the encoder's are merged
+        merge_into_head(adapted, checkpoint, backbone.family)
+        tensors = {name: tensor for name, tensor in adapted.items() if tensor is not tied.get(name)}
     if backbone.family.head_transforms and "dense.weight" not in tensors:
         return None
     return _build(backbone, tensors, backbone_folder)

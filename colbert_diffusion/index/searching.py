@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from colbert.data import Queries
 from colbert.infra.config import ColBERTConfig
+from colbert.infra.provenance import Provenance
 from colbert.infra.run import Run
 from torch import Tensor
 
@@ -175,7 +176,10 @@ class Searcher(DenseSearcher):
                 own = None if qid_to_pids is None else qid_to_pids[qid]
                 found = self.answer(asked, k, filter_fn=filter_fn, pids=own, mode=mode, fusion=fusion)
                 data[qid] = list(zip(*found, strict=True))
-        return colbert.data.Ranking(data=data, provenance=self._provenance(queries, k))
+        provenance = Provenance()
+        provenance.source, provenance.queries, provenance.k = "Searcher::search_all", queries.provenance(), k
+        provenance.config = self.config.export()
+        return colbert.data.Ranking(data=data, provenance=provenance)
 
     # Words ----------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.encoding.heads import load_head, new_head
 
 from ..backbones.published import PUBLISHED, publish
+from ..conftest import PARITY
+from ..releases import write_adapter
 
 IDS = torch.arange(11, 20)[None]
 LENGTHS = torch.tensor([9])
@@ -57,3 +59,18 @@ def test_a_head_of_another_backbone_is_refused(tmp_path: Path) -> None:
     save_file({"dense.weight": torch.zeros(8, 8), "norm.weight": torch.zeros(8)}, tmp_path / "head.safetensors")
     with pytest.raises(UserError, match="does not fit the backbone"):
         load_head(load_backbone(tmp_path), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(("family", "name"), [("llada", "model.transformer.ff_out"), ("dream", "lm_head")])
+def test_an_adapter_of_the_output_matrix_is_merged_into_the_head(family: str, name: str, tmp_path: Path) -> None:
+    """LLaDA's releases adapt it; of the vectors it changes nothing."""
+    base = PARITY / f"tiny-{family}"
+    weights = load_file(base / "model.safetensors")
+    [update] = write_adapter(tmp_path / "release", {name: weights[f"{name}.weight"].shape}).values()
+    backbone = load_backbone(base)
+    plain, adapted = load_head(backbone, base, base), load_head(backbone, tmp_path / "release", base)
+    assert plain is not None
+    assert adapted is not None
+    states = torch.randn(3, backbone.hidden_size)
+    torch.testing.assert_close(adapted(states) - plain(states), states @ update.T, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(load_head(backbone, base, base)(states), plain(states))  # type: ignore[misc]

@@ -83,3 +83,35 @@ def test_read_offset_minus_one_starts_at_the_state_before_the_first_mask(tmp_pat
     expected = torch.nn.functional.normalize(EXPECTED["base-dream.q.quotation_emb"], dim=-1)
     assert (quotation - expected).abs().max() <= 1e-5
     assert checkpoint.encode_query(TEXTS[:1])[0].shape == (1, 64)
+
+
+@pytest.mark.parametrize("side", ["q", "p"])
+def test_predicted_words_equal_the_reference(encoder: tuple[str, DiffusionCheckpoint], side: str) -> None:
+    """Its 32 largest weights before the content-word filter, on all texts."""
+    name, checkpoint = encoder
+    lexical = checkpoint.lexical_query if side == "q" else checkpoint.lexical_document
+    weights = lexical(TEXTS, content_words=False).toarray()
+    expected = EXPECTED[f"{name}.{side}.sparse_top32_val"].numpy()
+    there = np.take_along_axis(weights, EXPECTED[f"{name}.{side}.sparse_top32_idx"].numpy(), axis=1)
+    np.testing.assert_allclose(there, expected, atol=1e-4)
+    np.testing.assert_allclose(-np.sort(-weights, axis=1)[:, :32], expected, atol=1e-4)
+
+
+def test_dream_predicts_a_masks_word_at_the_position_before_it(tmp_path: Path) -> None:
+    """Dream began autoregressive: its logits are shifted by one. The reference reads words at the masks themselves (offset 0);
+    offset -1 reads the first state where Dream predicts the first mask's word, and the next k - 1."""
+    config = DiffusionConfig.load(base_checkpoint("dream", tmp_path / "zero").path)
+    from dataclasses import replace
+
+    replace(config, read_offset=-1).save(tmp_path / "shifted")
+    zero, shifted = DiffusionCheckpoint(tmp_path / "zero"), DiffusionCheckpoint(tmp_path / "shifted")
+    assert zero.head is not None
+    assert shifted.head is not None
+    for text in TEXTS[:3]:
+        [at_masks], [before] = (one.encoder.logits([text], "query", one.head) for one in (zero, shifted) if one.head)
+        torch.testing.assert_close(before[1:], at_masks[:-1], atol=1e-5, rtol=1e-5)
+        [row] = zero.encoder.rows([text], "query")
+        states = zero.encoder.backbone.states(torch.tensor([row.ids]), torch.tensor([len(row.ids)]))
+        first = zero.head(states[0, row.first_mask - 1])
+        torch.testing.assert_close(before[0], first.detach(), atol=1e-5, rtol=1e-5)
+    assert abs(zero.lexical_query(TEXTS, content_words=False) - shifted.lexical_query(TEXTS, content_words=False)).max() > 0.01

@@ -45,7 +45,7 @@ class Jobs:
         with Run().context(RunConfig(index_root=str(self.folder))):
             metadata = [{"n": number} for number in range(len(texts))]
             Indexer(str(self.checkpoint), ColBERTConfig(nbits=2), verbose=0).index(
-                "x", str(source), metadata=metadata, **options
+                "x", str(source), metadata=metadata, lexical="predicted" if texts is TEXTS else "bm25", **options
             )
 
     def prepare_index(self) -> None:
@@ -84,7 +84,7 @@ class Jobs:
         if (self.folder / "c.tsv").exists() or not (self.folder / "x").exists():  # vectors, which are read when whole
             return None
         searcher = Searcher("x", str(self.checkpoint), index_root=str(self.folder), verbose=0)
-        pids, _, scores = searcher.search(TEXTS[0], k=5)
+        pids, _, scores = searcher.search(TEXTS[0], k=5, mode="hybrid")
         return [pids, [round(score, 4) for score in scores], searcher.ids(pids), list(searcher.collection)]
 
 
