@@ -94,13 +94,14 @@ def plan(
     checkpoint: Annotated[str | None, typer.Option(help="Checkpoint to time the encoding with.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs, one process each; default: those here.", min=0)] = None,
     index: Annotated[Path, typer.Option(help="Where the index will be: is there room?")] = Path(),
+    lexical: Annotated[str | None, typer.Option(help="Words that it will have: bm25 or predicted.")] = None,
     as_json: Json = False,
 ) -> None:
     """Say what an index will take: disk, memory, hours on this machine, the limits it hits. Exit code 1 when it cannot be."""
     with quiet(ctx):
         from ..index.planning import make_plan
 
-        planned = make_plan(passages, k, dim, nbits, checkpoint, gpus, index)
+        planned = make_plan(passages, k, dim, nbits, checkpoint, gpus, index, lexical)  # type: ignore[arg-type]
     print(json.dumps(planned.as_json()) if as_json else "\n".join(planned.lines()))
     if planned.refused:
         raise typer.Exit(1)

@@ -4,14 +4,16 @@ Sizes are arithmetic over what ColBERT and our Indexer write and hold. Hours are
 machine, carried on by operation count, and a constant for each passage and vector.
 """
 
+import math
 import random
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -23,6 +25,7 @@ from ..encoding.identity import identify
 from ..encoding.vectors import SHARD
 from ..seam import install
 from ..seam.shape import KMEANS_STEPS, QUANTILE_LIMIT, Bytes, Shape, building_bytes, faults, index_bytes, peak_disk, unindexable
+from .lexical import described
 
 PROBE_SECONDS = 1.5  # of a step at least, where there is enough to do; twice that at most
 ROUNDS = 3
@@ -34,6 +37,11 @@ HANDLING_VECTOR = 2e-6  # and each of its vectors
 UNBATCHED = 3  # times as long ColBERT's own assignment takes, by which it measures residuals of the held-out sample
 DISTANCES = 2**29  # entries of the matrix vectors x centroids that ColBERT makes at a time (codecs/residual.py:203)
 MEAN_CHARACTERS = 335  # of a passage of MS MARCO
+POSTINGS = {"bm25": 30, "predicted": 30}  # of such a passage: its different words without stop words, or pieces of them
+POSTING_BYTES = {"bm25": 6, "predicted": 8}
+TERM_BYTES = 18  # of a word of BM25's: where its postings begin, and the word; there are about 7 for each root of passages x 60
+COUNTING = 100e-6  # seconds a passage to count and stem its words (profiled on an EPYC core); predicted ones come encoded
+INVERTING = 10e-6  # and to sort its postings
 WORDS = "the of and to in is that for it as was with by on from water people city year system number name blood".split()
 
 
@@ -131,7 +139,15 @@ def memory_bytes(shape: Shape, weights: int = 0) -> Bytes:
     }
 
 
-def hours(shape: Shape, rates: Rates) -> dict[str, float]:
+def lexical_bytes(source: str, passages: int) -> int:
+    """An index's words: postings, the passages' lengths and the words themselves; predicted words are the checkpoint's."""
+    postings = POSTING_BYTES[source] * POSTINGS[source] * passages
+    if source == "predicted":
+        return postings
+    return postings + 4 * passages + round(TERM_BYTES * 7 * math.sqrt(60 * passages))
+
+
+def hours(shape: Shape, rates: Rates, lexical: str | None = None) -> dict[str, float]:
     """Of each stage. Ranks share the encoding and the compression; one of them clusters; the files are counted for one."""
     clustered = min(shape.training_vectors, POINTS * shape.partitions)
     heldout = shape.sampled_vectors - shape.training_vectors
@@ -140,6 +156,8 @@ def hours(shape: Shape, rates: Rates) -> dict[str, float]:
         "compression": (shape.vectors / shape.ranks + UNBATCHED * heldout) / rates.compression,
         "reading and writing": shape.passages * HANDLING + shape.vectors * HANDLING_VECTOR,
     }
+    if lexical is not None:
+        seconds["words"] = shape.passages * (INVERTING + (COUNTING if lexical == "bm25" else 0))
     if rates.encoding is not None:
         seconds = {"encoding": shape.passages / shape.ranks / rates.encoding} | seconds
     return {stage: value / 3600 for stage, value in seconds.items()}
@@ -182,6 +200,7 @@ def make_plan(
     checkpoint: str | None = None,
     gpus: int | None = None,
     index: Path | None = None,
+    lexical: Literal["bm25", "predicted"] | None = None,
 ) -> Plan:
     """Plan an index, and time its steps on this machine for about half a minute.
 
@@ -190,10 +209,12 @@ def make_plan(
         checkpoint: folder or hub id; with one, encoding is timed too.
         gpus: how many there will be; None: those that are here.
         index: where the index will be; None: in the current folder.
+        lexical: the words that it will have beside its vectors.
 
     Raises:
         UserError: a number below 1, or k or dim that are not the checkpoint's.
     """
+    described(lexical)
     here = torch.cuda.device_count()
     gpus = here if gpus is None else gpus
     refused: list[str] = []
@@ -212,15 +233,16 @@ def make_plan(
     if bool(gpus) != bool(here):
         said.append(f"hours can be measured only on a machine {'with' if gpus else 'without'} a GPU; run plan there")
     elif not refused:
-        rates, weights = probe(shape, checkpoint)
+        rates, weights = probe(shape, checkpoint, lexical=lexical == "predicted")
         if checkpoint is not None:
             said.append(f"encoding is timed on passages of {MEAN_CHARACTERS} characters on average, as MS MARCO's")
     memory = memory_bytes(shape, weights)
     place = (index or Path()).absolute()
     place = next(folder for folder in (place, *place.parents) if folder.is_dir())
     refused += shortages(shape, memory, place, free=shutil.disk_usage(place).free, available=memory_available())
-    timed = None if rates is None else hours(shape, rates)
-    return Plan(shape, index_bytes(shape), building_bytes(shape), memory, timed, refused, [*notes(shape), *said])
+    timed = None if rates is None else hours(shape, rates, lexical)
+    files = index_bytes(shape) | ({} if lexical is None else {"words": lexical_bytes(lexical, passages)})
+    return Plan(shape, files, building_bytes(shape), memory, timed, refused, [*notes(shape), *said])
 
 
 def _check_own(config: DiffusionConfig, checkpoint: str, **asked: int | None) -> None:
@@ -230,7 +252,7 @@ def _check_own(config: DiffusionConfig, checkpoint: str, **asked: int | None) ->
             raise UserError(f"--{name} {value}: {checkpoint} has {own[name]}; leave --{name} or the checkpoint out")
 
 
-def probe(shape: Shape, checkpoint: str | None = None) -> tuple[Rates, int]:
+def probe(shape: Shape, checkpoint: str | None = None, *, lexical: bool = False) -> tuple[Rates, int]:
     """Run each step on this machine for some seconds; the rates, and the bytes of the checkpoint's weights."""
     install()
     from .trial import clustering, compression, random_vectors  # imports colbert
@@ -246,7 +268,8 @@ def probe(shape: Shape, checkpoint: str | None = None) -> tuple[Rates, int]:
         model = DiffusionCheckpoint(checkpoint, verbose=0)
         weights = sum(p.numel() * p.element_size() for p in model.encoder.backbone.model.parameters())
         texts = example_passages(min(shape.passages, POOL))
-        steps["encoding"] = Step(lambda n: model.encode_document(texts[:n]), 16, len(texts))
+        encode = partial(model.encode_document, lexical=True) if lexical else model.encode_document
+        steps["encoding"] = Step(lambda n: encode(texts[:n]), 16, len(texts))
     with torch.inference_mode():
         per_second = rates(steps)
     operations = KMEANS_STEPS * partitions * shape.dim
