@@ -40,6 +40,9 @@ class DiffusionCheckpoint:
 
     Raises:
         UserError: not a checkpoint, or anything in it that would give wrong vectors.
+
+    >>> DiffusionCheckpoint(default_checkpoint()).encode_query(["a question"])[0].shape
+    (4, 128)
     """
 
     def __init__(
@@ -196,6 +199,9 @@ class DiffusionCheckpoint:
 
         The score is the sum over the query's vectors of the largest dot product with a passage vector, not divided
         by k_query and not floored at 0.
+
+        >>> checkpoint.rerank("capital of France", ["Bread is baked.", "Paris is in France."])
+        [(1, 2.61), (0, 0.38)]
         """
         [q] = self.encode_query([query])
         [scores] = maxsim([q], self.encode_document(passages)).tolist()

@@ -76,6 +76,9 @@ def convert(
 
     Raises:
         UserError: nothing to fit the projection on, too few texts, or anything wrong with the source.
+
+    >>> convert("ielabgroup/diffretriever-dream-7b-single", "dream", dim=128, fit_on=read_collection("passages.tsv"))
+    DiffusionCheckpoint('dream', k_query=1, k_passage=1, dim=128)
     """
     target = Path(out)
     with needing_room(target), writing(target):

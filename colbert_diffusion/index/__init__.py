@@ -2,9 +2,13 @@
 
 by_path     build and open by folder
 indexing    ColBERT's Indexer with our guards
-searching   ColBERT's Searcher with our guards
+dense       ColBERT's Searcher with our guards: by vectors
+searching   the same by words, or by both
 updating    ColBERT's IndexUpdater, by our own way: beside the old index, then swapped
 opening     from a folder to its config, checkpoint and texts
+lexical     words beside vectors: BM25's or predicted, written, updated, scored
+postings    the inverted index itself
+fusion      two scores in one
 layout      every file of an index, as data
 manifest    the files of an index, with their hashes
 places      where an index grows, and how it takes its place

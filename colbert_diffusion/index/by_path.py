@@ -42,6 +42,9 @@ def build_index(
 
     Raises:
         UserError: as `Indexer`.
+
+    >>> build_index("my-index", ["Paris is the capital of France.", "Bread is baked from flour."])
+    PosixPath('/home/me/my-index')
     """
     folder = Path(path).absolute()
     config = ColBERTConfig() if nbits is None else ColBERTConfig(nbits=nbits)
@@ -63,6 +66,9 @@ def open_index(
 
     Raises:
         UserError: as `Searcher`.
+
+    >>> open_index("my-index").search("capital of France", k=1)
+    ([0], [1], [3.52])
     """
     folder = Path(path).absolute()
     given = None if checkpoint is None else str(checkpoint)

@@ -58,6 +58,9 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
 
     Raises:
         UserError: not a checkpoint ColBERT can index, or a config that disagrees with it.
+
+    >>> Indexer("my-checkpoint").index("my-index", "passages.tsv")
+    '/home/me/experiments/default/indexes/my-index'
     """
 
     def __init__(self, checkpoint: str | None = None, config: ColBERTConfig | None = None, verbose: int = 1) -> None:

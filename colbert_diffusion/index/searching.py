@@ -133,7 +133,10 @@ class Searcher(DenseSearcher):
                 passages come back if there are k. Passages added without metadata have {}.
 
         Raises:
-            UserError: as `dense_search`.
+            UserError: as `dense_search`, or the mode needs words and the index has none.
+
+        >>> searcher.search("capital of France", k=1, mode="hybrid")
+        ([0], [1], [1.08])
         """
         if self._mode(mode) == "dense":
             q = self.encode(text, full_length_search=full_length_search)

@@ -69,6 +69,12 @@ class IndexUpdater:
 
     Raises:
         UserError: there is no complete index.
+
+    >>> updater = IndexUpdater("/home/me/my-index")
+    >>> updater.add(["A new passage."])
+    [2]
+    >>> updater.persist_to_disk()
+    '/home/me/my-index'
     """
 
     def __init__(
