@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def test_prompts_may_be_given(tiny_bert: Path, tmp_path: Path) -> None:
 def test_single_vector_readouts_convert_with_k_one(tiny_bert: Path, tmp_path: Path, readout: str) -> None:
     converted = convert(str(tiny_bert), tmp_path / "c", dim=HIDDEN, readout=readout)
     assert converted.encode_document(["cat"])[0].shape == (1, HIDDEN)
+    assert converted.config.passage_prompt == PromptParts("[CLS]", "[SEP]")  # no masks for a second [SEP] to close
 
 
 def test_a_smaller_dim_without_texts_and_a_larger_one_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
@@ -145,6 +147,30 @@ def test_a_nested_checkpoints_prefix_is_a_checkpoint_of_its_own(tiny_config: Dif
     with pytest.raises(UserError, match="nbits is 3"):
         convert(str(tmp_path / "nested"), tmp_path / "odd", nbits=3)
     assert sum(map(len, merged.encode_document(texts))) < sum(map(len, whole))
+
+
+def test_a_nested_checkpoints_first_dimensions_are_a_checkpoint_of_its_own(tiny_bert: Path, tmp_path: Path) -> None:
+    whole = convert(str(tiny_bert), tmp_path / "whole", dim=8, k_query=2, k_passage=4, fit_on=TEXTS)
+    replace(whole.config, nested=True).save(tmp_path / "whole")
+    cut = convert(str(tmp_path / "whole"), tmp_path / "cut", dim=4, k_query=1)
+    assert (cut.config.dim, cut.config.k_query, cut.config.k_passage) == (4, 1, 4)
+    for some, every in zip(cut.encode_document(TEXTS[:6]), whole.encode_document(TEXTS[:6]), strict=True):
+        expected = every[:, :4] / np.linalg.norm(every[:, :4], axis=1, keepdims=True)
+        np.testing.assert_allclose(some, expected, atol=1e-5)
+
+
+def test_a_nested_checkpoints_prefix_finds_a_base_that_lies_beside_the_whole(
+    tiny_bert: Path, tiny_config: DiffusionConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "a" / "base")
+    replace(tiny_config, nested=True, backbone="../base").save(tmp_path / "a" / "whole")
+    prefix = convert(str(tmp_path / "a" / "whole"), tmp_path / "b" / "prefix", k_passage=3)
+    assert prefix.encode_document(["cat"])[0].shape == (3, HIDDEN)
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 4, 8])
+def test_every_number_of_bits_that_colbert_packs_may_be_recommended(nbits: int, tiny_bert: Path, tmp_path: Path) -> None:
+    assert convert(str(tiny_bert), tmp_path / "c", dim=HIDDEN, nbits=nbits).config.search["nbits"] == nbits
 
 
 def test_a_checkpoint_that_is_not_nested_has_no_prefix(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -100,9 +100,12 @@ def test_a_row_that_never_fits_is_one_clear_error(encoder: Encoder, monkeypatch:
         list(encoder.encode(["cat"], "passage"))
 
 
-def test_an_item_that_is_no_string_is_named_by_position(encoder: Encoder) -> None:
+def test_an_item_that_is_no_string_is_named_by_position(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="text 1 is None"):
         list(encoder.encode(["cat", None], "passage"))  # type: ignore[list-item]
+    monkeypatch.setattr(engine, "WINDOW", 2)
+    with pytest.raises(UserError, match="text 5 is 7"):
+        list(encoder.encode(["cat"] * 5 + [7], "passage"))  # type: ignore[list-item]
 
 
 def test_no_texts_give_no_vectors(encoder: Encoder) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from colbert_diffusion.backbones import FAMILIES
 from colbert_diffusion.backbones.sources import TOKENIZER_FILES, weight_files
 from colbert_diffusion.common import fingerprint
+from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.config import DiffusionConfig
 from colbert_diffusion.encoding.identity import identify
 
@@ -162,3 +163,15 @@ def test_an_earlier_hash_of_a_large_file_is_of_64_slices_and_its_size(tmp_path: 
     content[starts[30] + 5] ^= 1
     path.write_bytes(content)
     assert fingerprint.of_files([path]) != expected
+
+
+def test_device_and_dtype_are_those_asked_for_or_else_the_checkpoints_or_the_devices(checkpoint: Path) -> None:
+    for device, dtype in (("cpu", "float32"), ("cuda", "bfloat16")):
+        found = identify(checkpoint, device=device)
+        assert (found.device, found.dtype) == (torch.device(device), dtype)
+        assert identify(checkpoint, device=device, dtype="float16").dtype == "float16"
+    replace(DiffusionConfig.load(checkpoint), dtype="float16").save(checkpoint)
+    assert identify(checkpoint, device="cuda").dtype == "float16"
+    assert identify(checkpoint, device="cuda", dtype="float32").dtype == "float32"
+    with pytest.raises(UserError, match="choose one of"):
+        identify(checkpoint, dtype="float8")

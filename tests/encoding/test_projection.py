@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 from colbert_diffusion.common.errors import UserError
@@ -49,6 +50,7 @@ def test_pca_refuses_too_few_texts_and_too_large_a_dim() -> None:
         fit_pca([states()[:3]], 8)
     with pytest.raises(UserError, match="hidden size 32"):
         fit_pca([states()], 64)
+    assert fit_pca([states()[:8]], 8).weight is not None  # as many as dimensions are enough
 
 
 def test_a_saved_projection_loads_as_it_was_and_cut_to_the_configs_dim(tmp_path: Path) -> None:
@@ -71,3 +73,18 @@ def test_a_projection_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / PROJECTION_FILE).write_bytes(b"not safetensors")
     with pytest.raises(UserError, match="damaged"):
         load_projection(CONFIG, tmp_path, 32)
+
+
+@pytest.mark.parametrize("shape", [(32,), (1, 32, 1), (8, 32, 1), (7, 32)], ids=str)
+def test_a_weight_that_is_no_matrix_of_dim_rows_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(shape)}, tmp_path / PROJECTION_FILE)
+    with pytest.raises(UserError, match=r"has shape .*expected \(at least 8, 32\)"):
+        load_projection(CONFIG, tmp_path, 32)
+
+
+def test_a_cut_to_more_dimensions_than_there_are_is_refused() -> None:
+    assert Projection(torch.zeros(8, 32)).truncated(8).weight is not None
+    with pytest.raises(UserError, match="has 8 dimensions"):
+        Projection(torch.zeros(8, 32)).truncated(9)
+    with pytest.raises(UserError, match="has no projection"):
+        Projection().truncated(8)

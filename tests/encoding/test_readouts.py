@@ -62,3 +62,14 @@ def test_token_vectors_are_not_merged() -> None:
 def test_an_unknown_readout_lists_the_known() -> None:
     with pytest.raises(UserError, match="masked"):
         find_readout("max")
+
+
+def test_masks_may_stand_at_the_backbones_last_positions(encoder: Encoder) -> None:
+    """Of the longest row too: what is clamped is padding alone."""
+    masks = 8 + len(encoder.prompts["passage"].tail)
+    last = encoder.backbone.max_positions - masks
+    readout = find_readout("masked")(encoder.backbone, replace(encoder.config, mask_position=last))
+    positions = readout._positions(torch.tensor([3, 48]), 48 + masks + 2)
+    assert positions is not None
+    assert positions[0, 3 : 3 + masks].tolist() == positions[1, 48 : 48 + masks].tolist() == list(range(last, last + masks))
+    assert positions.max() == encoder.backbone.max_positions - 1

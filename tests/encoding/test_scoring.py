@@ -64,3 +64,17 @@ def test_vectors_that_a_text_does_not_have_never_score() -> None:
         for j, passage in enumerate(passages):
             assert float(scores[i, j]) == pytest.approx(float(mean_maxsim(query[None], passage[None])), abs=1e-6)
     assert float(mean_maxsim_padded(queries[0].abs()[None], passages[0][None])) < 0
+
+
+@pytest.mark.parametrize(("k", "dim"), [(4, 6), (6, 4), (4, 4), (8, 4), (4, 8), (8, 8)])
+def test_a_prefix_of_fewer_dimensions_is_normalised_whatever_the_number_of_vectors(k: int, dim: int) -> None:
+    for cut in prefix([unit(8, 8).numpy(), unit(4, 8).numpy()], k, dim):
+        assert cut.shape[1] == dim
+        np.testing.assert_allclose(np.linalg.norm(cut, axis=1), 1, atol=1e-6)
+
+
+def test_a_vector_with_zeros_in_it_is_a_vector() -> None:
+    """Only one of zeros alone is padding."""
+    one_hot = torch.eye(4)[None, :3]
+    assert float(mean_maxsim_padded(one_hot, one_hot)) == 1
+    assert float(mean_maxsim_padded(torch.cat([one_hot, torch.zeros(1, 2, 4)], dim=1), one_hot)) == 1

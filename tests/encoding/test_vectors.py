@@ -1,13 +1,16 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from colbert_diffusion import DiffusionCheckpoint
 from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.common.locking import writing
+from colbert_diffusion.config import VECTORS_FILE
 from colbert_diffusion.encoding import vectors
 from colbert_diffusion.encoding.vectors import VectorFiles, encode_to
 
@@ -136,6 +139,84 @@ def test_a_shard_that_is_not_the_one_written_is_refused_and_only_its_passages_en
     assert encoded == TEXTS[10:20]
     assert (tmp_path / "v" / "00001.safetensors").read_bytes() == whole
     assert len(list(files.read(range(25)))) == 25
+
+
+def test_one_passage_is_enough(checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
+    assert len(list(encode_to(tmp_path / "v", checkpoint.identity, lambda: checkpoint, TEXTS[:1]).read([0]))) == 1
+
+
+def by_version_0_1(folder: Path) -> None:
+    """Without hashes, in the manifest and in the shards."""
+    about = json.loads((folder / VECTORS_FILE).read_text())
+    (folder / VECTORS_FILE).write_text(json.dumps({name: value for name, value in about.items() if name != "shards"}))
+    for shard in folder.glob("*.safetensors"):
+        save_file({name: tensor.clone() for name, tensor in load_file(shard).items()}, shard)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "a length too large",
+        "lengths that cancel out",
+        "another dim",
+        "a passage less",
+        "no vectors",
+        "no doclens",
+        "nan",
+        "float32",
+    ],
+)
+def test_a_shard_without_a_hash_is_checked_by_what_it_holds(how: str, checkpoint: DiffusionCheckpoint, tmp_path: Path) -> None:
+    encode_to(tmp_path / "v", checkpoint.identity, lambda: checkpoint, TEXTS)
+    by_version_0_1(tmp_path / "v")
+    assert len(list(VectorFiles(tmp_path / "v").read(range(25)))) == 25
+    shard = tmp_path / "v" / "00001.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(shard).items()}
+    if how == "a length too large":
+        tensors["doclens"][3] += 1
+    elif how == "lengths that cancel out":
+        tensors["doclens"][3:5] = torch.tensor([-1, 17])
+    elif how == "another dim":
+        tensors["vectors"] = tensors["vectors"][:, :-1].contiguous()
+    elif how == "a passage less":
+        tensors = {"vectors": tensors["vectors"][:-8].contiguous(), "doclens": tensors["doclens"][:-1].contiguous()}
+    elif how.startswith("no "):
+        del tensors[how.removeprefix("no ")]
+    elif how == "nan":
+        tensors["vectors"][7, 3] = float("nan")
+    else:
+        tensors["vectors"] = tensors["vectors"].float()
+    save_file(tensors, shard)
+    with pytest.raises(UserError, match=r"00001\.safetensors is damaged .*delete this file and run"):
+        list(VectorFiles(tmp_path / "v").read(range(25)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"passages": 0},
+        {"passages": 2.5},
+        {"shard": 0},
+        {"dim": "16"},
+        {"dim": 2**17},
+        {"dtype": None},
+        {"checkpoint": 3},
+        {"checkpoint_fingerprint": None},
+        {"collection_fingerprint": []},
+        {"shards": 7},
+        {"shards": "abc"},
+        {"shards": [3]},
+    ],
+    ids=str,
+)
+def test_a_field_of_the_manifest_that_readers_cannot_rely_on_is_refused(
+    change: dict[str, Any], checkpoint: DiffusionCheckpoint, tmp_path: Path
+) -> None:
+    encode_to(tmp_path / "v", checkpoint.identity, lambda: checkpoint, TEXTS)
+    about = json.loads((tmp_path / "v" / VECTORS_FILE).read_text())
+    (tmp_path / "v" / VECTORS_FILE).write_text(json.dumps(about | change))
+    with pytest.raises(UserError, match=rf"is damaged \(its \['{next(iter(change))}'\]\)"):
+        VectorFiles(tmp_path / "v")
 
 
 @pytest.mark.parametrize(

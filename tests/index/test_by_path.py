@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from colbert_diffusion import UserError, build_index, open_index
+from colbert_diffusion.index.opening import index_config
 
 from ..conftest import make_texts
 
@@ -36,3 +37,9 @@ def test_the_command_line_finds_it(tiny_checkpoint: Path, tmp_path: Path) -> Non
     assert TEXTS[3] in done.stdout
     pids, _, _ = open_index(tmp_path / "i").search(TEXTS[3], k=9, where=lambda about: about["n"] > 20)
     assert sorted(pids) == list(range(21, 30))
+
+
+def test_an_index_has_the_bits_that_were_asked_for_or_else_the_checkpoints(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for name, nbits in (("own", None), ("one", 1)):
+        built = build_index(tmp_path / name, TEXTS, tiny_checkpoint, nbits=nbits, verbose=0)
+        assert index_config(built)["nbits"] == (nbits or 2)

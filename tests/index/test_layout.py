@@ -48,6 +48,17 @@ def test_a_chunks_files_have_its_number() -> None:
     assert not is_own("sample.0.pt")
 
 
+def test_what_colberts_indexer_leaves_is_told_from_what_is_ours() -> None:
+    """By the names that it writes, which nothing here decides (indexing/index_saver.py, collection_indexer.py)."""
+    whole = "centroids.pt buckets.pt avg_residual.pt ivf.pt ivf.pid.pt plan.json metadata.json".split()
+    chunk = "0.codes.pt 11.residuals.pt 2.metadata.json doclens.3.json".split()
+    assert all(is_stock(name) and is_own(name) for name in (*whole, *chunk))
+    assert is_stock("sample.0.pt")
+    assert all(is_own(f"{name}.lines") for name in ("collection.tsv", "passages.jsonl", "ids.txt"))
+    assert not any(is_own(f"{name}.lines") for name in (*whole, "deleted.json", "index.json"))
+    assert not any(is_stock(name) for name in "collection.tsv passages.jsonl ids.txt deleted.json index.json".split())
+
+
 @pytest.mark.parametrize("update", ["kept", "rewritten"])
 def test_a_kind_that_is_added_is_rebuilt_recorded_verified_and_updated_as_it_says(
     update: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

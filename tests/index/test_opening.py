@@ -181,6 +181,19 @@ def test_a_tsv_that_was_only_touched_or_copied_is_the_same(outside: tuple[Path, 
     assert verify(index) == []
 
 
+def test_a_tsv_of_an_index_by_version_0_1_is_known_by_its_texts(outside: tuple[Path, Path]) -> None:
+    index, texts = outside
+    manifest = json.loads((index / "index.json").read_text())
+    del manifest["texts"]  # its size and sha256, which that version did not keep
+    (index / "index.json").write_text(json.dumps(manifest))
+    assert verify(index) == []
+    assert opened(index).search(QUERY, k=3)[0]
+    CHANGES["lines swapped"](texts)
+    assert verify(index) == [f"{texts}: changed since the index was built from its texts"]
+    with pytest.raises(UserError, match="changed since"):
+        opened(index)
+
+
 def test_a_tsv_that_is_gone_is_named_with_the_remedy(outside: tuple[Path, Path]) -> None:
     index, texts = outside
     texts.unlink()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,27 @@ def test_this_systems_mount_points_are_found() -> None:
     if not Path("/proc/self/mountinfo").exists():
         pytest.skip("no list of mounts")
     assert Path("/") in module.mount_points()
+
+
+@pytest.mark.parametrize(("user", "refused"), [(0, False), (1234, False), (5678, True)], ids=["root", "owner", "other"])
+def test_in_a_sticky_folder_like_tmp_only_ones_own_index_is_replaced(
+    user: int, refused: bool, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places.target.parent.chmod(0o1777)
+    about = Path.stat
+
+    def owned(path: Path, **options: Any) -> Any:
+        found = about(path, **options)
+        return os.stat_result((*found[:4], 1234, *found[5:10])) if path in (places.target, places.target.parent) else found
+
+    monkeypatch.setattr(Path, "stat", owned)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    with pytest.raises(UserError, match="permission denied") if refused else nullcontext():
+        places._check_permission()
+    monkeypatch.undo()
+    places.target.parent.chmod(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: 5678)
+    places._check_permission()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -88,6 +88,13 @@ def test_more_ranks_share_all_but_the_clustering_and_the_files() -> None:
     assert "encoding" not in hours(MSMARCO, replace(rates, encoding=None))
 
 
+def test_a_chunk_is_at_most_a_ranks_share() -> None:
+    few = Shape(1000, k=1, dim=128, nbits=2)
+    assert few.chunks == 1
+    assert (replace(few, ranks=4).chunk, replace(few, ranks=4).chunks) == (251, 4)
+    assert replace(MSMARCO, ranks=8).chunk == MSMARCO.chunk == 25_000
+
+
 @pytest.mark.parametrize(
     ("dim", "nbits", "gpu", "message"),
     [
@@ -121,6 +128,20 @@ def test_disk_and_memory_that_are_not_there_are_named() -> None:
     assert disk.startswith("42.0 GB of disk are needed, 41.0 GB are free in /data")
     assert encoding.startswith("encoding holds 15.2 GB, 8.0 GB of memory are available")
     assert sample.startswith("k-means sample holds 8.5 GB")
+
+
+def test_each_stages_memory_is_counted_by_what_it_holds() -> None:
+    shape = Shape(10**6, k=2, dim=64, nbits=2)  # a vector of float32 is 256 bytes
+    held = memory_bytes(shape, weights=1000)
+    assert held["encoding"] == 1000 + 2 * 10_000 * (2 * 256 + 128)
+    assert held["k-means sample"] == 2 * shape.sampled_vectors * 256
+    assert held["k-means"] == shape.training_vectors * (256 + 128) + 2 * 256 * shape.partitions
+    assert held["compression"] == 2 * 25_000 * 128 + 256 * shape.partitions + 4 * 2**29
+    assert held["inverted list"] == 32 * 2 * 10**6
+    assert held["searching"] == sum(index_bytes(shape)[part] for part in ("codes", "residuals", "ivf")) + 256 * shape.partitions
+    few = memory_bytes(Shape(100, k=2, dim=512, nbits=2))
+    assert few["encoding"] == 2 * 100 * (2 * 2048 + 1024)
+    assert few["compression"] == 2 * 200 * 2048
 
 
 def test_a_rate_is_the_median_of_rounds_of_the_longest_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,3 +85,9 @@ def test_a_checkpoint_that_is_shared_is_loaded_once(
         models.popitem()
     assert list(models.values()) == [first, other]
     assert open_checkpoint(str(tiny_checkpoint)) is not first
+
+
+def test_no_documents_are_no_vectors(checkpoint: ColBERTCheckpoint) -> None:
+    packed, doclens = checkpoint.docFromText([])
+    assert packed.shape == (0, HIDDEN)
+    assert doclens == []
