@@ -22,7 +22,7 @@ from ..common.files import parse_json
 from ..seam.adapter import sharing_at_least
 from ..seam.binding import install
 from ..seam.extensions import find_ninja
-from ..seam.settings import choose_settings, explicit_settings
+from ..seam.settings import NAMES, choose_settings, explicit_settings
 from ..seam.worker import refuse_unsafe_loading
 from ..texts.collection import as_texts, read_queries
 from ..texts.ids import Ids
@@ -98,6 +98,12 @@ class Searcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no types
         self._ids = Ids(folder, passages)
         path = folder / METADATA_FILE
         self._metadata_lines = LineFile(path) if path.is_file() else None
+
+    def configure(self, **settings: Any) -> None:
+        """ColBERT's. Search settings count as chosen by the caller from now on; None leaves one to each call's k again."""
+        super().configure(**settings)
+        chosen = self._explicit | {name: settings[name] for name in NAMES if name in settings}
+        self._explicit = {name: value for name, value in chosen.items() if value is not None}
 
     def search(
         self,
