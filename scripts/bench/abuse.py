@@ -88,14 +88,14 @@ async def abuse(url: str, clients: int, seconds: float, kinds: list[str]) -> dic
 
 
 @errors_in_a_line()
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument("url")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60)
     names = [client.__name__ for client in CLIENTS]
     parser.add_argument("--kinds", nargs="+", choices=names, default=names)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # a server that closes a connection is what is hoped for
     for kind, done in asyncio.run(abuse(options.url, options.clients, options.seconds, options.kinds)).items():
         print(f"{kind}: {', '.join(f'{count:,} x {what}' for what, count in sorted(done.items())) or 'none'}")

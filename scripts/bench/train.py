@@ -133,7 +133,7 @@ def plain_step(start: str, recipe: Recipe) -> Step:
         torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 

@@ -13,6 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from safetensors.numpy import load_file
+
+from colbert_diffusion import DiffusionCheckpoint
+from colbert_diffusion.encoding.identity import identify
+from colbert_diffusion.encoding.vectors import encode_to
+from colbert_diffusion.texts.collection import read_collection
 
 from ..conftest import make_texts
 from ..evaluation.conftest import write_beir
@@ -20,7 +26,7 @@ from ..training.conftest import make_examples
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 EXAMPLES = make_examples(60)
-TEXTS = make_texts(120, seed=5)
+TEXTS = [text for text in make_texts(150, seed=5) if len(text.split()) > 3]
 QUERIES = [" ".join(text.split()[:4]) for text in TEXTS[::8]]
 
 sys.path.append(str(SCRIPTS / "bench"))  # as sys.path[0] is when one of these runs
@@ -71,6 +77,15 @@ def file_bytes(folder: Path, *endings: str) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if not endings or path.name.endswith(endings))
 
 
+def read_vectors(folder: Path) -> list[npt.NDArray[Any]]:
+    """Of each passage float32 (k, dim), from the files alone."""
+    found: list[npt.NDArray[Any]] = []
+    for shard in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(shard)
+        found += np.split(tensors["vectors"].astype(np.float32), np.cumsum(tensors["doclens"])[:-1])
+    return found
+
+
 def prefixes(vectors: Sequence[Any], dim: int) -> list[npt.NDArray[Any]]:
     """The first `dim` dimensions, of length 1 again."""
     cut = [np.asarray(v)[:, :dim] for v in vectors]
@@ -114,6 +129,16 @@ def queries(tmp_path: Path) -> Path:
     path = tmp_path / "queries.tsv"
     path.write_text("".join(f"q{number}\t{text}\n" for number, text in enumerate(QUERIES)))
     return path
+
+
+@pytest.fixture
+def vectors(tiny_checkpoint: Path, collection: Path, tmp_path: Path) -> Path:
+    """What `colbert-diffusion encode` writes of the collection."""
+    made_by = identify(tiny_checkpoint)
+    encode_to(
+        tmp_path / "vectors", made_by, lambda: DiffusionCheckpoint(tiny_checkpoint, verbose=0), read_collection(collection)
+    )
+    return tmp_path / "vectors"
 
 
 @pytest.fixture

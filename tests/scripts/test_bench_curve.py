@@ -1,5 +1,6 @@
 """scripts/bench/curve.py"""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig
 from colbert_diffusion.encoding.vectors import VectorFiles
 
 from ..conftest import HIDDEN
-from .conftest import EXAMPLES, load, refusal, rows
+from .conftest import EXAMPLES, best, file_bytes, load, read_vectors, refusal, rows
 
 
 def test_the_curve_has_every_cell_and_merging_never_adds_bytes(
@@ -30,6 +31,15 @@ def test_the_curve_has_every_cell_and_merging_never_adds_bytes(
     assert (tmp_path / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")
     passages = {example.passages[0] for example in EXAMPLES} - {example.query for example in EXAMPLES}
     assert sum(text in passages for text in encoded) == len(passages)
+    for (k, _, above, nbits), (_, size, exact, _) in found.items():
+        name = f"k{k}-dim{HIDDEN}" + (f"-merge{above}" if above != "-" else "")
+        index = next((tmp_path / "out" / "tiny" / name / f"nbits{nbits}").rglob("metadata.json")).parent
+        assert size == round(file_bytes(index, ".codes.pt", ".residuals.pt") / len(EXAMPLES))
+        checkpoint = DiffusionCheckpoint(tmp_path / "out" / "cells" / name, verbose=0)
+        queries = checkpoint.encode_query([example.query for example in EXAMPLES])
+        ranked = best(queries, read_vectors(tmp_path / "out" / "tiny" / name / "vectors"), 10)
+        gains = [1 / math.log2(2 + pids.index(number)) if number in pids else 0 for number, pids in enumerate(ranked)]
+        assert exact == pytest.approx(sum(gains) / len(gains), abs=0.011)  # vectors are rounded on disk: near ties may turn
 
     encoded.clear()
     curve.main([*arguments, "--merge-above", "none,0.8"])

@@ -1,11 +1,14 @@
 """scripts/bench/projections.py"""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from .conftest import EXAMPLES, load, refusal, rows
+from colbert_diffusion import DiffusionCheckpoint
+
+from .conftest import EXAMPLES, best, load, prefixes, refusal, rows, share
 
 
 def test_projections_are_compared_with_the_states_themselves_and_each_text_is_encoded_once(
@@ -21,6 +24,15 @@ def test_projections_are_compared_with_the_states_themselves_and_each_text_is_en
     assert all(kept[kind, "16"] > 0.98 for kind in kinds)  # rotations: rounding may turn ties
     assert float(table[0][4]) == pytest.approx(float(table[-1][4]), abs=1e-3)
     assert len(encoded) == 2 * len(EXAMPLES)
+    checkpoint = DiffusionCheckpoint(tiny_checkpoint, verbose=0)  # its own vectors are the states
+    queries = checkpoint.encode_query([example.query for example in EXAMPLES])
+    passages = checkpoint.encode_document([example.passages[0] for example in EXAMPLES])
+    whole, first = best(queries, passages, 10), best(prefixes(queries, 4), prefixes(passages, 4), 10)
+    assert kept["none", "16"] == 1
+    assert kept["none, first coordinates", "4"] == pytest.approx(share(first, whole), abs=5.1e-3)  # near ties may turn
+    for row, ranked in ((table[0], whole), (table[3], first)):
+        gains = [1 / math.log2(2 + pids.index(number)) if number in pids else 0 for number, pids in enumerate(ranked)]
+        assert float(row[4]) == pytest.approx(sum(gains) / len(gains), abs=0.011)
     assert "--dim 32: the backbone has 16 dimensions" in refusal(script.main, [tiny_checkpoint, beir, "--dim", "32"], capsys)
 
 
