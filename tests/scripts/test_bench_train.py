@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from .conftest import EXAMPLES, Takes, load
 
@@ -20,6 +21,7 @@ def test_speeds_are_a_batch_over_the_median_step_and_both_train_on_the_files_pai
     script: Any = load("bench/train")
     small = replace(script.PRESETS["small"], batch=BATCH, query_tokens=12, passage_tokens=40)
     monkeypatch.setattr(script, "PRESETS", {"small": small})
+    monkeypatch.setattr(script, "Accelerator", lambda **_: Accelerator())  # it has one precision for the rest of a process
     seen: dict[str, list[list[str]]] = {}
     losses: dict[str, list[float]] = {}
     for name in ("our_step", "plain_step"):
