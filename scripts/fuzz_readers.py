@@ -6,11 +6,9 @@ Inputs are good files with bytes and JSON values replaced, repeated, cut and spl
 Usage: fuzz_readers.py [--inputs 500000] [--seed 0] [--only NAME ...]
 """
 
-import argparse
 import gzip
 import json
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -22,8 +20,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from colbert_diffusion.backbones import find_family
-from colbert_diffusion.backbones.adapters import _lora_config
-from colbert_diffusion.backbones.loading import _native
+from colbert_diffusion.backbones.adapters import lora_config
+from colbert_diffusion.backbones.loading import native
 from colbert_diffusion.backbones.sources import published_config, weight_files
 from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.config import DiffusionConfig, check_colbert_file
@@ -34,6 +32,9 @@ from colbert_diffusion.index.manifest import check_sizes
 from colbert_diffusion.index.opening import all_doclens, index_config, removed_pids
 from colbert_diffusion.texts.collection import read_collection, read_documents, read_queries
 from colbert_diffusion.training.data import read_exclusions, read_source
+
+sys.path.append(str(Path(__file__).parent / "bench"))
+from common import make_parser, memory
 
 SLOW = 5.0  # seconds for one input of a few kilobytes
 GROWTH = 1 << 30  # bytes of memory that all inputs together may bring
@@ -161,7 +162,7 @@ READERS: dict[str, Reader] = {
         {"adapter_config.json": {**ADAPTER, "base_model_name_or_path": "a/b"}},
     ),
     "adapter_config.json": Reader(
-        "adapter_config.json", _json(ADAPTER), lambda path: _lora_config(path.parent, {"layer.0.query": "layer.0.query"})
+        "adapter_config.json", _json(ADAPTER), lambda path: lora_config(path.parent, {"layer.0.query": "layer.0.query"})
     ),
     "config.json": Reader("config.json", _json(BACKBONE), lambda path: _config(path.parent)),
     "model.safetensors.index.json": Reader(
@@ -193,7 +194,7 @@ def _config(folder: Path) -> Any:
     published = published_config(folder)
     family = find_family(str(published.get("model_type")))
     family.check_assumptions(published)
-    return _native(family, published, folder)
+    return native(family, published, folder)
 
 
 VALUES: list[Any] = [None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf")]
@@ -276,7 +277,7 @@ class Room:
 def fuzz(names: list[str], inputs: int, seed: int) -> int:
     """Inputs that failed."""
     draw, counts, failed, slowest = random.Random(seed), Counter[tuple[str, str]](), 0, 0.0
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory().peak
     with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         room = Room(Path(folder))
         for number in range(inputs):
@@ -294,7 +295,7 @@ def fuzz(names: list[str], inputs: int, seed: int) -> int:
             failed += took > SLOW
             if failed > 20:
                 break
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory)
+    grown = memory().peak - before
     for name in names:
         print(f"{name}: {counts[name, 'read']:,} read, {counts[name, 'refused']:,} refused")
     print(f"{sum(counts.values()):,} inputs, {failed} failed, slowest {slowest:.2f} s, memory grew by {grown / 2**20:.0f} MiB")
@@ -306,7 +307,7 @@ def memory_folder() -> str | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--inputs", type=int, default=500_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=READERS, default=[*READERS])

@@ -10,7 +10,6 @@ those of another, smaller task than MS MARCO's.
 Usage: msmarco.py FOLDER [--limit N]
 """
 
-import argparse
 import sys
 from collections.abc import Iterable
 from itertools import islice
@@ -23,6 +22,9 @@ from colbert_diffusion.common.optional import need
 from colbert_diffusion.common.progress import note
 from colbert_diffusion.evaluation.benchmarks import read_qrels
 from colbert_diffusion.texts.collection import read_queries, write_tsv
+
+sys.path.append(str(Path(__file__).parent / "bench"))
+from common import errors_in_a_line, make_parser
 
 DATASET = "msmarco-passage/dev/small"
 COLLECTION, QUERIES, QRELS = "collection.tsv", "queries.dev.small.tsv", "qrels.dev.small.tsv"
@@ -100,18 +102,16 @@ def first(folder: Path, count: int) -> Path:
     return out
 
 
+@errors_in_a_line()
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--limit", type=int)
     given = parser.parse_args(arguments)
-    try:
-        fetch(given.folder)
-        if given.limit is None:
-            check(given.folder)
-        print(given.folder if given.limit is None else first(given.folder, given.limit))
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    fetch(given.folder)
+    if given.limit is None:
+        check(given.folder)
+    print(given.folder if given.limit is None else first(given.folder, given.limit))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.common.files import written_aside
 from colbert_diffusion.training.data import is_excluded, read_exclusions
 
+sys.path.append(str(Path(__file__).parent / "bench"))
+from common import errors_in_a_line, make_parser
+
 LONGEST = 1500  # characters of a passage
 Pair = tuple[str, str]
 
@@ -36,22 +39,20 @@ class Source(NamedTuple):
     shortest: int = 80  # characters of a passage
 
 
+@errors_in_a_line()
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--exclude", type=Path, help="hashes of texts to leave out, e.g. those of evaluation collections")
     parser.add_argument("--from", dest="fetched", type=Path, help="folder with .deb files and package lists")
     parser.add_argument("--limit", type=limit, action="append", default=[], help="at most N pairs of source NAME")
     given = parser.parse_args(arguments)
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            fetched, unpacked = given.fetched or Path(temporary, "fetched"), Path(temporary, "unpacked")
-            exclusions = read_exclusions(given.exclude) if given.exclude else set()
-            fetch(fetched, unpacked)
-            limits = dict(given.limit)
-            rows = [prepare(name, unpacked, given.out, exclusions, limits.get(name)) for name in SOURCES]
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    with tempfile.TemporaryDirectory() as temporary:
+        fetched, unpacked = given.fetched or Path(temporary, "fetched"), Path(temporary, "unpacked")
+        exclusions = read_exclusions(given.exclude) if given.exclude else set()
+        fetch(fetched, unpacked)
+        limits = dict(given.limit)
+        rows = [prepare(name, unpacked, given.out, exclusions, limits.get(name)) for name in SOURCES]
     about = "# Training pairs\n\n| file | what | pairs | Debian packages | licence |\n|---|---|---|---|---|\n"
     (given.out / "README.md").write_text(about + "".join(rows), encoding="utf-8")
 

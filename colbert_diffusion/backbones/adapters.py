@@ -84,7 +84,7 @@ def _attach(model: Module, folder: Path, family: Family, weights: dict[str, Tens
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for a renamed attribute
-        tuned: PeftModel = get_peft_model(model, _lora_config(folder, targets))
+        tuned: PeftModel = get_peft_model(model, lora_config(folder, targets))
     try:
         result: Any = set_peft_model_state_dict(tuned, {PEFT_PREFIX + name: tensor for name, tensor in weights.items()})
     except RuntimeError as error:
@@ -148,7 +148,7 @@ def _read_adapter(folder: Path, family: Family, *, of_head: bool = False) -> tup
     return weights, targets
 
 
-def _lora_config(folder: Path, targets: Mapping[str, str]) -> LoraConfig:
+def lora_config(folder: Path, targets: Mapping[str, str]) -> LoraConfig:
     """The published settings, with the modules that the tensors themselves name as targets.
 
     Args:

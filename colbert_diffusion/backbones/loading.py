@@ -68,7 +68,7 @@ def load_backbone(
 
 
 def _load_model(family: Family, published: PublishedConfig, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    model_class, config = _native(family, published, folder)
+    model_class, config = native(family, published, folder)
     config.use_cache = False
     if family.bidirectional:
         config.is_causal = False  # transformers >= 5.2 then builds bidirectional masks
@@ -94,7 +94,7 @@ def _load_model(family: Family, published: PublishedConfig, folder: Path, dtype:
     return model
 
 
-def _native(family: Family, published: PublishedConfig, folder: Path) -> Any:
+def native(family: Family, published: PublishedConfig, folder: Path) -> Any:
     try:
         model_class, config = family.native(published)
     except Exception as error:  # transformers checks types and values in many ways

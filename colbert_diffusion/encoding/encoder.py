@@ -27,7 +27,7 @@ from .scoring import Vectors
 
 WINDOW = 2048  # texts sorted together; the last few percent of padding are not worth more memory
 PREDICTED = 16  # texts whose words are predicted together
-BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}  # tokens of a padded batch; scripts/bench_encode.py measures them
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}  # tokens of a padded batch; scripts/bench/encode.py measures them
 
 
 class Encoded(NamedTuple):

@@ -21,7 +21,7 @@ from ..encoding.checkpoint import DiffusionCheckpoint
 from ..seam.adapter import VectorCheckpoint, sharing_at_least
 from ..seam.binding import install
 from ..seam.extensions import find_ninja
-from ..seam.settings import explicit_settings
+from ..seam.settings import NAMES, explicit_settings
 from ..seam.worker import refuse_unsafe_loading
 from ..texts.collection import as_texts, read_queries
 from ..texts.ids import Ids
@@ -109,6 +109,12 @@ class Searcher(DenseSearcher):
         self._fusion = fusion_of((read_manifest(folder) or {}).get(FUSION))
         path = folder / METADATA_FILE
         self._metadata_lines = LineFile(path) if path.is_file() else None
+
+    def configure(self, **settings: Any) -> None:
+        """ColBERT's. Search settings count as chosen by the caller from now on; None leaves one to each call's k again."""
+        super().configure(**settings)
+        chosen = self._explicit | {name: settings[name] for name in NAMES if name in settings}
+        self._explicit = {name: value for name, value in chosen.items() if value is not None}
 
     def search(
         self,

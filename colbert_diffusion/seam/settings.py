@@ -16,7 +16,7 @@ class SearchSettings(NamedTuple):
 def choose_settings(k: int, partitions: int) -> SearchSettings:
     """Settings for a search of depth `k` in an index of `partitions` centroids.
 
-    Measured with scripts/bench_search.py on 10,033 real passages (k_query 4, k_passage 16, dim 128, 500 queries,
+    Measured with scripts/bench/search.py on 10,033 real passages (k_query 4, k_passage 16, dim 128, 500 queries,
     4,096 partitions): share of full probing's top k, and p50 as a multiple of that of ColBERT's defaults for this k.
 
     | k, nbits | these | ColBERT's defaults | p50 |

@@ -267,3 +267,14 @@ def test_pids_are_taken_from_whatever_holds_them_and_found_once(tiny_index: Tiny
 def test_masks_and_texts_are_no_pids(tiny_index: TinyIndex, pids: Any) -> None:
     with pytest.raises(UserError, match=r"a pid is .* expected a whole number"):
         tiny_index.searcher().search("cat", pids=pids)
+
+
+def test_settings_chosen_later_count_as_chosen_at_the_start_and_none_gives_them_back(tiny_index: TinyIndex) -> None:
+    few = {"ncells": 1, "centroid_score_threshold": 0.99, "ndocs": 4}
+    folder, root = tiny_index.path.name, str(tiny_index.path.parent)
+    opened, later = Searcher(folder, config=ColBERTConfig(**few), index_root=root, verbose=0), tiny_index.searcher()
+    plain = [later.search(query, k=10) for query in QUERIES]
+    later.configure(**few)
+    assert [later.search(query, k=10) for query in QUERIES] == [opened.search(query, k=10) for query in QUERIES] != plain
+    later.configure(**dict.fromkeys(few))
+    assert [later.search(query, k=10) for query in QUERIES] == plain

@@ -3,33 +3,59 @@
 Recall of exact MaxSim's ten best over the float vectors, at our own search settings; partitions, chunks and files of both;
 seconds of an update. The base is all passages of the collection but the last adds x each.
 
-Usage: bench_updates.py COLLECTION QUERIES VECTORS WORK [--adds 100] [--each 10] [--nbits 2] [--limit 500]
+Usage: updates.py COLLECTION QUERIES VECTORS WORK [--adds 100] [--each 10] [--nbits 2] [--limit 500]
 
 VECTORS is what `colbert-diffusion encode COLLECTION VECTORS` wrote; WORK must not exist.
 """
 
-import argparse
 import statistics
-import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from bench_search import exact_maxsim, recall
 from colbert.infra import ColBERTConfig, Run, RunConfig
+from common import errors_in_a_line, make_parser, timed
+from search import exact_maxsim, recall
 
 from colbert_diffusion import Indexer, IndexUpdater, Searcher
 from colbert_diffusion.common.files import read_json
 from colbert_diffusion.encoding.vectors import VectorFiles
 from colbert_diffusion.texts.collection import read_collection, read_queries
 
+K = 10  # passages of a search
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+def grow(name: str, texts: Sequence[str], base: int, each: int) -> list[float]:
+    """Add the texts behind the first `base` to an index, some at a time; seconds of each update."""
+
+    def add(more: Sequence[str]) -> None:
+        updater = IndexUpdater(name, verbose=0)
+        updater.add(more)
+        updater.persist_to_disk()
+
+    return [timed(partial(add, texts[start : start + each]))[1] for start in range(base, len(texts), each)]
+
+
+def report(index: Path, found: Sequence[Sequence[int]], exact: Sequence[Sequence[int]], base: int, added: int) -> str:
+    new = [[pid for pid in pids if pid >= base] for pids in exact]
+    among_new = [(pids, wanted) for pids, wanted in zip(found, new, strict=True) if wanted]
+    about = read_json(index / "metadata.json")
+    return (
+        f"{index.name}: recall@{K} of exact {recall(found, exact):.4f}, of the {added} passages added "
+        f"{recall(*zip(*among_new, strict=True)):.4f}; {about['num_partitions']} partitions, "
+        f"{about['num_chunks']} chunks, {len(list(index.iterdir()))} files"
+    )
+
+
+@errors_in_a_line()
+def main(arguments: list[str] | None = None) -> None:
+    parser = make_parser(__doc__)
     for name in ("collection", "queries", "vectors", "work"):
         parser.add_argument(name, type=Path)
     for name, default in (("adds", 100), ("each", 10), ("nbits", 2), ("limit", 500)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     texts = list(read_collection(options.collection))
     queries = list(read_queries(options.queries).values())[: options.limit]
@@ -40,27 +66,14 @@ def main() -> None:
         config = ColBERTConfig(nbits=options.nbits)
         Indexer(files.checkpoint, config, verbose=0).index("grown", texts[:base])
         Indexer(str(options.vectors), config, verbose=0).index("built", texts)
-        seconds = []
-        for start in range(base, len(texts), options.each):
-            started = time.perf_counter()
-            updater = IndexUpdater("grown", verbose=0)
-            updater.add(texts[start : start + options.each])
-            updater.persist_to_disk()
-            seconds.append(time.perf_counter() - started)
+        seconds = grow("grown", texts, base, options.each)
         exact: list[list[int]] = []
         for name in ("built", "grown"):
             searcher = Searcher(name, verbose=0)
             encoded = searcher.encode(queries)
-            exact = exact or exact_maxsim(files, encoded, 10)
-            new = [[pid for pid in pids if pid >= base] for pids in exact]
-            found = [searcher.dense_search(query, 10)[0] for query in torch.split(encoded, 1)]
-            among_new = [(pids, wanted) for pids, wanted in zip(found, new, strict=True) if wanted]
-            about = read_json(options.work / name / "metadata.json")
-            print(
-                f"{name}: recall@10 of exact {recall(found, exact):.4f}, of the {len(texts) - base} passages added "
-                f"{recall(*zip(*among_new, strict=True)):.4f}; {about['num_partitions']} partitions, "
-                f"{about['num_chunks']} chunks, {len(list((options.work / name).iterdir()))} files"
-            )
+            exact = exact or exact_maxsim(files, encoded, K)
+            found = [searcher.dense_search(query, K)[0] for query in torch.split(encoded, 1)]
+            print(report(options.work / name, found, exact, base, len(texts) - base))
     print(f"{options.adds} updates of {options.each}: median {statistics.median(seconds):.2f} s, last {seconds[-1]:.2f} s")
 
 

@@ -4,7 +4,7 @@ Passages are windows of words out of COLLECTION's, with MS MARCO's lengths (56 w
 indexed in one process, under Python's profiler, which names ColBERT's own functions; nothing is patched. "Overhead" is
 the whole time over that of the first three: what each index needs, whoever builds it.
 
-Usage: bench_index.py COLLECTION --out FOLDER [--passages 100000] [--checkpoint FOLDER] [--nbits N]
+Usage: index.py COLLECTION --out FOLDER [--passages 100000] [--checkpoint FOLDER] [--nbits N]
 
 FOLDER/index stays, FOLDER/passages.tsv too. Interrupted, the same command goes on, but its times are of the rest alone.
 """
@@ -14,15 +14,13 @@ import cProfile
 import math
 import pstats
 import random
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from colbert.infra import ColBERTConfig, Run, RunConfig
+from common import bytes_of, errors_in_a_line, make_parser, memory, packed_bytes, print_table, timed
 
 from colbert_diffusion import Indexer
-from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.common.files import read_json
 from colbert_diffusion.common.progress import only_our_output
 from colbert_diffusion.index.planning import size
@@ -58,41 +56,40 @@ def seconds_of(profile: cProfile.Profile) -> dict[str, float]:
     return found
 
 
+def build(given: argparse.Namespace) -> tuple[Path, dict[str, float], float]:
+    """The index, the seconds of each stage, and of all."""
+    path = given.out / "passages.tsv"
+    if not path.exists():
+        given.out.mkdir(parents=True, exist_ok=True)
+        write_tsv(path, windows(read_collection(given.collection), given.passages))
+    profile = cProfile.Profile()
+    config = ColBERTConfig(nbits=given.nbits) if given.nbits else None
+    with Run().context(RunConfig(index_root=str(given.out))), only_our_output(given.out / "colbert.log"):
+        indexer = Indexer(given.checkpoint, config)
+        index, total = timed(lambda: Path(profile.runcall(indexer.index, "index", str(path))))
+    stages = seconds_of(profile)
+    return index, stages | {"everything else": total - sum(stages.values())}, total
+
+
+@errors_in_a_line()
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("collection")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--passages", type=int, default=100_000)
     parser.add_argument("--checkpoint")
     parser.add_argument("--nbits", type=int)
     given = parser.parse_args(arguments)
-    try:
-        path = given.out / "passages.tsv"
-        if not path.exists():
-            given.out.mkdir(parents=True, exist_ok=True)
-            write_tsv(path, windows(read_collection(given.collection), given.passages))
-        profile = cProfile.Profile()
-        config = ColBERTConfig(nbits=given.nbits) if given.nbits else None
-        with Run().context(RunConfig(index_root=str(given.out))), only_our_output(given.out / "colbert.log"):
-            started = time.perf_counter()
-            index = Path(profile.runcall(Indexer(given.checkpoint, config).index, "index", str(path)))
-            total = time.perf_counter() - started
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
-    stages = seconds_of(profile)
-    stages["everything else"] = total - sum(stages.values())
+    index, stages, total = build(given)
     about = read_json(index / "metadata.json")
-    passages = len(read_collection(path))
+    passages = len(read_collection(given.out / "passages.tsv"))
     print(f"{passages:,} passages, {about['num_embeddings']:,} vectors, {about['num_partitions']:,} partitions")
-    print("| stage | seconds | share |\n|---|---|---|")
-    for stage, seconds in stages.items():
-        print(f"| {stage} | {seconds:.1f} | {seconds / total:.1%} |")
-    print(f"| all | {total:.1f} | overhead {total / sum(stages[stage] for stage in NEEDED):.3f} |")
-    stored = sum(file.stat().st_size for file in index.iterdir())
-    packed = sum(file.stat().st_size for kind in ("codes", "residuals") for file in index.glob(f"*.{kind}.pt"))
-    print(f"index {size(stored)}, codes and residuals {packed / passages:.0f} bytes a passage")
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(f"peak resident memory {size(1024 * int(status['VmHWM'].split()[0]))}")  # ru_maxrss may be the parent's
+    overhead = total / sum(stages[stage] for stage in NEEDED)
+    rows = [(stage, f"{seconds:.1f}", f"{seconds / total:.1%}") for stage, seconds in stages.items()]
+    print_table(("stage", "seconds", "share"), [*rows, ("all", f"{total:.1f}", f"overhead {overhead:.3f}")])
+    packed = packed_bytes(index) / passages
+    print(f"index {size(bytes_of(index, '*'))}, codes and residuals {packed:.0f} bytes a passage")
+    print(f"peak resident memory {size(memory().peak)}")
 
 
 if __name__ == "__main__":

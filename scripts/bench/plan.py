@@ -6,27 +6,24 @@ does. Seconds are those of all of that: reading, k-means, assignment, packing, t
 own probe, just before. Encoding is not in either. Measured against planned is what counts: other work on the machine
 shows in it.
 
-Usage: bench_plan.py --out FOLDER [--cells 10000:16:128:2,...] [--keep]
+Usage: plan.py --out FOLDER [--cells 10000:16:128:2,...] [--keep]
 
 OUT/plan.json keeps every row; interrupted, the same command goes on, and other cells may be asked for later. With
---keep the indexes built by this run stay in OUT, named by their cells, for bench_memory.py --index. At most 16 vectors
+--keep the indexes built by this run stay in OUT, named by their cells, for memory.py --index. At most 16 vectors
 of 128 dimensions, as the shipped checkpoint has.
 """
 
-import argparse
-import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from colbert.infra import ColBERTConfig, Run, RunConfig
+from common import Cell, KeptRows, Row, bytes_of, errors_in_a_line, make_parser, print_table, timed
 
 from colbert_diffusion import Indexer, convert, default_checkpoint
 from colbert_diffusion.common.errors import UserError
-from colbert_diffusion.common.files import read_json, write_json
 from colbert_diffusion.common.progress import Progress, note, only_our_output
 from colbert_diffusion.encoding.identity import CheckpointIdentity, identify
 from colbert_diffusion.encoding.scoring import Vectors
@@ -39,14 +36,17 @@ SMALL = [f"10000:{k}:{dim}:{nbits}" for k in (1, 4, 16) for dim in (64, 128) for
 DEFAULT = [*SMALL, "50000:4:128:2", "50000:16:128:2", "100000:4:128:2", "100000:16:128:2"]
 
 
-class Cell(NamedTuple):
+@dataclass(frozen=True)
+class Built(Cell):
+    """The shape of an index."""
+
     passages: int
     k: int
     dim: int
     nbits: int
 
     @classmethod
-    def parse(cls, text: str) -> "Cell":
+    def parse(cls, text: str) -> "Built":
         """Raises UserError for anything but four whole numbers."""
         parts = text.split(":")
         if len(parts) != 4 or not all(part.isdecimal() for part in parts):
@@ -57,7 +57,7 @@ class Cell(NamedTuple):
 class Drawn:
     """An encoder whose vectors are drawn: k of `dim` dimensions for each passage, whatever its text."""
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Built) -> None:
         self.cell, self.draw = cell, np.random.default_rng(0)
         self.centres = _unit(self.draw.standard_normal((CENTRES, cell.dim), dtype=np.float32))
 
@@ -76,77 +76,78 @@ def _unit(vectors: Vectors) -> Vectors:
     return unit
 
 
-def identity(cell: Cell, folder: Path) -> CheckpointIdentity:
+def identity(cell: Built, folder: Path) -> CheckpointIdentity:
     """The checkpoint whose vectors the drawn ones pass for: the shipped one, with as few vectors and dimensions."""
     if not folder.exists():
         convert(str(default_checkpoint()), folder, k_passage=cell.k, dim=cell.dim)
     return identify(folder)
 
 
-def measure(cell: Cell, folder: Path, checkpoints: Path) -> dict[str, Any]:
+def measure(cell: Built, folder: Path, checkpoints: Path) -> Row:
     """Plan and build a cell's index in `folder`; both, as a row."""
     texts = example_passages(cell.passages)
     made_by = identity(cell, checkpoints / f"{cell.k}-{cell.dim}")
     encode_to(folder / "vectors", made_by, lambda: Drawn(cell), texts)
-    planned = make_plan(*cell, index=folder)
-    started = time.perf_counter()
+    planned = make_plan(**cell.as_row(), index=folder)
     with Run().context(RunConfig(index_root=str(folder))):
-        index = Path(Indexer(str(folder / "vectors"), ColBERTConfig(nbits=cell.nbits), verbose=0).index("index", texts))
-    seconds = time.perf_counter() - started
-    stored = sum(file.stat().st_size for file in index.iterdir() if file.name != "collection.tsv")
+        config = ColBERTConfig(nbits=cell.nbits)
+        index, seconds = timed(lambda: Path(Indexer(str(folder / "vectors"), config, verbose=0).index("index", texts)))
     return {
-        **cell._asdict(),
+        **cell.as_row(),
         "planned_bytes": sum(planned.index.values()),
-        "bytes": stored,
+        "bytes": bytes_of(index, "*") - bytes_of(index, "collection.tsv"),
         "planned_seconds": 3600 * sum((planned.hours or {}).values()),
         "seconds": seconds,
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "| passages | k | dim | nbits | size planned | measured | ratio | seconds planned | measured | ratio |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cell = f"{row['passages']:,} | {row['k']} | {row['dim']} | {row['nbits']}"
-        sizes = f"{size(row['planned_bytes'])} | {size(row['bytes'])} | {row['bytes'] / row['planned_bytes']:.2f}"
-        times = f"{row['planned_seconds']:.1f} | {row['seconds']:.1f} | {row['seconds'] / row['planned_seconds']:.2f}"
-        lines.append(f"| {cell} | {sizes} | {times} |")
-    return "\n".join(lines)
+def show(rows: Sequence[Row]) -> None:
+    columns = ("passages", "k", "dim", "nbits", "size planned", "measured", "ratio", "seconds planned", "measured", "ratio")
+    print_table(
+        columns,
+        (
+            (
+                f"{row['passages']:,}",
+                *(row[name] for name in ("k", "dim", "nbits")),
+                *(size(row["planned_bytes"]), size(row["bytes"]), f"{row['bytes'] / row['planned_bytes']:.2f}"),
+                *(f"{row['planned_seconds']:.1f}", f"{row['seconds']:.1f}"),
+                f"{row['seconds'] / row['planned_seconds']:.2f}",
+            )
+            for row in rows
+        ),
+    )
 
 
+def measure_all(cells: Sequence[Built], out: Path, keep: bool) -> list[Row]:
+    """Their rows; those that OUT/plan.json has are not measured again."""
+    kept, checkpoints, found = KeptRows(out / "plan.json"), out / "checkpoints", []
+    out.mkdir(parents=True, exist_ok=True)
+    if not all(kept.find(**cell.as_row()) for cell in cells):  # loads and compiles what the others find loaded
+        with tempfile.TemporaryDirectory(dir=out) as folder, only_our_output(out / "colbert.log"):
+            measure(Built(1000, 4, 64, 2), Path(folder), checkpoints)
+    for cell in cells:
+        row = kept.find(**cell.as_row())
+        if row is None:
+            if keep and (out / cell.name).exists():
+                raise UserError(f"{out / cell.name} exists; delete it, or leave --keep out")
+            with tempfile.TemporaryDirectory(dir=out) as folder, only_our_output(out / "colbert.log"):
+                row = measure(cell, Path(folder), checkpoints)
+                if keep:
+                    Path(folder, "index").rename(out / cell.name)
+            note(f"{cell.name}: {row['seconds']:.1f} s, planned {row['planned_seconds']:.1f} s")
+            kept.add(row)
+        found.append(row)
+    return found
+
+
+@errors_in_a_line()
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cells", type=lambda text: text.split(","), default=DEFAULT)
     parser.add_argument("--keep", action="store_true")
     given = parser.parse_args(arguments)
-    path, checkpoints = given.out / "plan.json", given.out / "checkpoints"
-    try:
-        cells = [Cell.parse(text) for text in given.cells]
-        rows: list[dict[str, Any]] = read_json(path)["rows"] if path.exists() else []
-        done = {tuple(row[name] for name in Cell._fields): row for row in rows}
-        given.out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=given.out) as folder, only_our_output(given.out / "colbert.log"):
-            if any(tuple(cell) not in done for cell in cells):  # loads and compiles what the others find loaded
-                measure(Cell(1000, 4, 64, 2), Path(folder) / "first", checkpoints)
-        for cell in cells:
-            if tuple(cell) in done:
-                continue
-            kept = given.out / "-".join(map(str, cell))
-            if given.keep and kept.exists():
-                raise UserError(f"{kept} exists; delete it, or leave --keep out")
-            with tempfile.TemporaryDirectory(dir=given.out) as folder, only_our_output(given.out / "colbert.log"):
-                rows.append(measure(cell, Path(folder), checkpoints))
-                if given.keep:
-                    Path(folder, "index").rename(kept)
-            done[tuple(cell)] = rows[-1]
-            note(f"{cell}: {rows[-1]['seconds']:.1f} s, planned {rows[-1]['planned_seconds']:.1f} s")
-            write_json(path, {"rows": rows})
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(table([done[tuple(cell)] for cell in cells]))
+    show(measure_all([Built.parse(text) for text in given.cells], given.out, given.keep))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ process that only imports the same modules; pages of files that the system may d
 With --index, a Searcher is opened on each of these indexes instead and searches once: beside what it holds then stands
 the size of the index's files without its texts, which ColBERT holds as tensors, and what its checkpoint holds alone.
 
-Usage: bench_memory.py [--lines 10000,100000,1000000,8841823] [--folder FOLDER] [--index FOLDER ...]
+Usage: memory.py [--lines 10000,100000,1000000,8841823] [--folder FOLDER] [--index FOLDER ...]
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -20,16 +19,19 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
+from common import Memory, bytes_of, errors_in_a_line, make_parser, memory, numbers, print_table
+
 from colbert_diffusion.index.planning import example_passages
 
 EXAMPLES = 1000  # different passages, over and over
 
-MEASURE = """
+DONE = "the step took"
+PROCESS = f"""
 import sys, time
 started = time.monotonic()
-{step}
-status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(status["VmRSS"].split()[0], status["VmHWM"].split()[0], time.monotonic() - started)
+{{step}}
+print({DONE!r}, time.monotonic() - started, flush=True)
+sys.stdin.read()  # until its memory was read
 """
 
 IMPORTS = "from pathlib import Path\nfrom colbert_diffusion.texts.collection import Passages\n"
@@ -72,36 +74,48 @@ def write(path: Path, count: int) -> None:
         file.writelines(f"{pid}\t{text}\n" for pid, text in enumerate(texts))
 
 
-def rows(path: Path, steps: dict[str, str]) -> Iterator[tuple[str, float, float, float]]:
-    """(step, resident MB at the end, peak MB, seconds), each in a new process."""
+def measure(path: Path, step: str) -> tuple[Memory, float]:
+    """Memory of a new process at the end of the step, and the step's seconds."""
+    command = [sys.executable, "-c", PROCESS.format(step=step), str(path)]
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process,
+    ):
+        for line in process.stdout or ():  # ColBERT prints too
+            if line.startswith(DONE):
+                return memory(process.pid), float(line.removeprefix(DONE))
+        errors.seek(0)
+        raise RuntimeError(f"{path}: {errors.read()}")
+
+
+def rows(count: int, files: int, path: Path, steps: dict[str, str]) -> Iterator[tuple[str, ...]]:
     for name, step in steps.items():
-        code = MEASURE.format(step=step)
-        done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-        resident, peak, seconds = map(float, done.stdout.splitlines()[-1].split())  # ColBERT prints before
-        yield name, resident / 1024, peak / 1024, seconds
+        found, seconds = measure(path, step)
+        resident, peak = (f"{value / 2**20:.0f} MB" for value in found)
+        yield f"{count:,}", f"{files / 1e6:,.0f} MB", name, resident, peak, f"{seconds:.1f}"
 
 
+def all_rows(indexes: list[Path], lines: list[int], folder: Path | None) -> Iterator[tuple[str, ...]]:
+    for index in indexes:
+        count = sum(len(json.loads(file.read_text())) for file in index.glob("doclens.*.json"))
+        yield from rows(count, bytes_of(index, "*") - bytes_of(index, "collection.*"), index.absolute(), SEARCHER_STEPS)
+    for count in () if indexes else lines:
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            path = Path(temporary) / "collection.tsv"
+            write(path, count)
+            yield from rows(count, path.stat().st_size, path, STEPS)
+
+
+@errors_in_a_line()
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lines", default="10000,100000,1000000,8841823")
+    parser = make_parser(__doc__)
+    parser.add_argument("--lines", type=numbers, default=[10_000, 100_000, 1_000_000, 8_841_823])
     parser.add_argument("--folder", type=Path, help="where the files are written; default: the system's temporary folder")
     parser.add_argument("--index", nargs="+", type=Path, default=[])
     given = parser.parse_args(arguments)
-    print("| passages | files | step | resident | peak | seconds |\n|---|---|---|---|---|---|")
-    for index in given.index:
-        count = sum(len(json.loads(file.read_text())) for file in index.glob("doclens.*.json"))
-        files = sum(file.stat().st_size for file in index.iterdir() if not file.name.startswith("collection."))
-        show(count, files, rows(index.absolute(), SEARCHER_STEPS))
-    for count in map(int, () if given.index else given.lines.split(",")):
-        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-            path = Path(folder) / "collection.tsv"
-            write(path, count)
-            show(count, path.stat().st_size, rows(path, STEPS))
-
-
-def show(count: int, files: int, measured: Iterator[tuple[str, float, float, float]]) -> None:
-    for step, resident, peak, seconds in measured:
-        print(f"| {count:,} | {files / 1e6:,.0f} MB | {step} | {resident:.0f} MB | {peak:.0f} MB | {seconds:.1f} |", flush=True)
+    columns = ("passages", "files", "step", "resident", "peak", "seconds")
+    print_table(columns, all_rows(given.index, given.lines, given.folder))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Training speed: our step beside a plain loop, on the same pairs, in one run; and the share of the matmul rate.
 
-Usage: bench_train.py PAIRS.jsonl[.gz] [--steps 12] [--start CHECKPOINT]
+Usage: train.py PAIRS.jsonl[.gz] [--steps 12] [--start CHECKPOINT]
 
 Both train the same adapter with the same losses under bfloat16 autocast. The plain loop pads queries and passages to
 their longest, runs the teacher at every step and draws its batches in the file's order; ours fills chunks by tokens and
@@ -8,16 +8,16 @@ asks the teacher once per text (here: before the clock starts, as in every epoch
 with an empty cache). The matmul rate is that of bfloat16 products of 2048 x 2048 matrices, counted in the same run.
 """
 
-import argparse
 import itertools
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from common import errors_in_a_line, make_parser, timed
 from torch.utils.flop_counter import FlopCounterMode
 
 from colbert_diffusion.backbones.loading import load_backbone
@@ -36,12 +36,13 @@ from colbert_diffusion.training.teacher import Teacher
 Step = Callable[[list[Example]], float]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+@errors_in_a_line()
+def main(arguments: list[str] | None = None) -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("pairs", type=Path)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--start", default=default_checkpoint())
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         teacher = make_teacher(options.start, Path(folder))
         recipe = PRESETS["small"].changed({"teacher": str(teacher), "teacher_weight": 1.0})
@@ -65,32 +66,22 @@ def make_teacher(start: str, folder: Path) -> Path:
 
 
 def measure(name: str, step: Step, batches: list[list[Example]], rate: float) -> float:
-    """Queries per second, the median over batches; the first one warms up and is counted for its operations."""
-    with FlopCounterMode(display=False) as counter:
-        step(batches[0])
-    seconds, operations = [], []
-    for batch in batches[1:]:
-        started = time.perf_counter()
-        step(batch)
-        seconds.append(time.perf_counter() - started)
+    """Pairs per second, the median over batches; the first one warms up. The second's operations are counted apart."""
+    step(batches[0])
+    seconds = [timed(partial(step, batch))[1] for batch in batches[1:]]
     with FlopCounterMode(display=False) as counter:
         step(batches[1])
-    operations.append(counter.get_total_flops())
+    operations = counter.get_total_flops()
     pairs = len(batches[0]) / statistics.median(seconds)
-    share = operations[0] / seconds[0] / rate
-    print(f"{name}: {pairs:.1f} pairs/s, {operations[0] / 1e9:.0f} GFLOP a step, {share:.0%} of the matmul rate")
+    share = operations / seconds[0] / rate
+    print(f"{name}: {pairs:.1f} pairs/s, {operations / 1e9:.0f} GFLOP a step, {share:.0%} of the matmul rate")
     return pairs
 
 
 def matmul_rate(size: int = 2048, repeats: int = 8) -> float:
     """Operations per second of the best of several large bfloat16 products."""
     a, b = torch.randn(size, size, dtype=torch.bfloat16), torch.randn(size, size, dtype=torch.bfloat16)
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        torch.mm(a, b)
-        seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / min(seconds)
+    return 2 * size**3 / min(timed(partial(torch.mm, a, b))[1] for _ in range(repeats))
 
 
 def our_step(start: str, recipe: Recipe, folder: Path) -> Step:
@@ -142,7 +133,7 @@ def plain_step(start: str, recipe: Recipe) -> Step:
         torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 

@@ -3,14 +3,14 @@
 Each connection asks a query, waits for the answer and asks the next, so that as many requests are under way as there
 are connections. Queries are distinct until the file ends, and a round ends with it: no cache can help. With
 --repeat 0.5 half of the requests ask again what was asked before (a second row, for servers with a cache).
---abuse N repeats each round beside N clients of abuse_serving.py, in a process of their own; --kinds says of which.
+--abuse N repeats each round beside N clients of abuse.py, in a process of their own; --kinds says of which.
 --check N asks the first N again, alone, after the rounds and compares pids and scores. Of our own server the mean
 milliseconds of each stage in the round are shown, read from its /metrics.
 
 ColBERT's own server (`server.py` of its repository, GET only) is another server: start it from a checkout of yours
 with the same index and torch threads, and give its URL.
 
-Usage: bench_serving.py QUERIES URL [URL] [--connections 64] [--seconds 60] [--k 10] [--rounds 1] [--repeat 0]
+Usage: serving.py QUERIES URL [URL] [--connections 64] [--seconds 60] [--k 10] [--rounds 1] [--repeat 0]
                         [--abuse 0]
                         [--kinds KIND ...] [--check 0] [--token TOKEN] [--json FILE]
 """
@@ -29,6 +29,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit
+
+from common import errors_in_a_line, make_parser, print_table
 
 from colbert_diffusion.texts.collection import read_queries
 
@@ -188,16 +190,19 @@ async def check(url: str, kept: dict[str, Answer], options: argparse.Namespace) 
     return f"{url}: {len(kept)} answers asked again alone, {differ} with other pids, scores within {largest:.2g}"
 
 
-def table(rows: list[Row]) -> str:
-    names = ("server", "connections", "abusive", "answered", "errors", "repeated", "queries/s")
-    lines = [f"| {' | '.join(names)} | p50 ms | p95 ms | p99 ms | stages, mean ms |", "|" + "---|" * 11]
-    for row in rows:
-        means = ", ".join(f"{name} {ms:.1f}" for name, ms in row.stages.items()) or "-"
-        lines.append(
-            f"| {row.url} | {row.connections} | {row.abusive} | {row.answered:,} | {row.errors:,} | {row.repeated:.0%} "
-            f"| {row.per_second:.1f} | {row.p50:.1f} | {row.p95:.1f} | {row.p99:.1f} | {means} |"
-        )
-    return "\n".join(lines)
+def show(rows: list[Row]) -> None:
+    names = ("server", "connections", "abusive", "answered", "errors", "repeated", "queries/s", "p50 ms", "p95 ms", "p99 ms")
+    print_table(
+        (*names, "stages, mean ms"),
+        (
+            (
+                *(row.url, row.connections, row.abusive, f"{row.answered:,}", f"{row.errors:,}", f"{row.repeated:.0%}"),
+                *(f"{value:.1f}" for value in (row.per_second, row.p50, row.p95, row.p99)),
+                ", ".join(f"{name} {ms:.1f}" for name, ms in row.stages.items()) or "-",
+            )
+            for row in rows
+        ),
+    )
 
 
 @contextmanager
@@ -206,7 +211,7 @@ def abused(url: str, clients: int, seconds: float, kinds: list[str] | None) -> I
     if not clients:
         yield
         return
-    script = Path(__file__).with_name("abuse_serving.py")
+    script = Path(__file__).with_name("abuse.py")
     root = urlsplit(url)._replace(path="", query="").geturl()
     command = [sys.executable, str(script), root, "--clients", str(clients), "--seconds", str(seconds)]
     with subprocess.Popen([*command, *(["--kinds", *kinds] if kinds else [])]) as process:
@@ -226,15 +231,16 @@ async def measure(options: argparse.Namespace) -> list[Row]:
                     row, asked = await load(url, fresh[url], options, number, kept[url])
                 rows.append(row._replace(abusive=clients))
                 fresh[url] = [query for query in fresh[url] if query not in asked]
-    print(table(rows))
+    show(rows)
     for url in options.urls:
         if kept[url]:
             print(await check(url, kept[url], options))
     return rows
 
 
+@errors_in_a_line()
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("queries", help=".tsv, .jsonl or BEIR folder")
     parser.add_argument("urls", nargs="+", help="of /api/search")
     parser.add_argument("--connections", type=int, default=64)

@@ -13,20 +13,18 @@ OUT/curve.json keeps every row and OUT/curve.png the plot; interrupted, the same
 asked for later. In the table * marks the Pareto front: nothing smaller is as good.
 """
 
-import argparse
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
+from common import Cell, KeptRows, Row, errors_in_a_line, make_parser, numbers, packed_bytes, print_table
 
 from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig
 from colbert_diffusion.common.errors import UserError
-from colbert_diffusion.common.files import read_json, write_json, written_aside
+from colbert_diffusion.common.files import written_aside
 from colbert_diffusion.common.fingerprint import of_texts
 from colbert_diffusion.common.progress import Progress, note, only_our_output
 from colbert_diffusion.encoding.allocation import merge, vectors_per_text
@@ -38,10 +36,12 @@ from colbert_diffusion.encoding.vectors import encode_to
 from colbert_diffusion.evaluation import Benchmark, build_index, evaluate, exact_run, plaid_run, prefix, read_benchmark
 
 MEASURE = "nDCG@10"
-Row = dict[str, Any]
 
 
-class Cell(NamedTuple):
+@dataclass(frozen=True)
+class Size(Cell):
+    """What is kept of a checkpoint's vectors."""
+
     k_passage: int
     dim: int
     merge_above: float | None
@@ -67,7 +67,7 @@ class Whole:
 class Part:
     """A cell as an encoder: prefixes of the whole vectors, merged."""
 
-    def __init__(self, whole: Whole, cell: Cell) -> None:
+    def __init__(self, whole: Whole, cell: Size) -> None:
         self.whole, self.cell = whole, cell
 
     def encode_query(self, queries: Iterable[str]) -> list[Vectors]:
@@ -86,7 +86,7 @@ class Part:
         return iter(self.encode_document(documents))
 
 
-def make_checkpoint(source: str, folder: Path, cell: Cell) -> None:
+def make_checkpoint(source: str, folder: Path, cell: Size) -> None:
     """The cell's checkpoint in `folder`; its threshold is the cell's, whatever the source's."""
     if not folder.exists():
         convert(source, folder, k_passage=cell.k_passage, dim=cell.dim, merge_above=cell.merge_above)
@@ -96,7 +96,7 @@ def make_checkpoint(source: str, folder: Path, cell: Cell) -> None:
 
 
 def measure_cell(
-    source: str, benchmark: Benchmark, whole: Callable[[], Whole], cell: Cell, todo: Sequence[int], out: Path
+    source: str, benchmark: Benchmark, whole: Callable[[], Whole], cell: Size, todo: Sequence[int], out: Path
 ) -> Iterator[Row]:
     """A row for each nbits of `todo`."""
     checkpoint, work = out / "cells" / cell.name, out / benchmark.name / cell.name
@@ -109,13 +109,12 @@ def measure_cell(
             index = build_index(str(work / "vectors"), benchmark, work / f"nbits{nbits}", nbits)
             runs["plaid"] = plaid_run(index, benchmark)
         means = evaluate(benchmark, runs, MEASURE).means
-        stored = sum(file.stat().st_size for kind in ("codes", "residuals") for file in index.glob(f"*.{kind}.pt"))
         yield {
             "collection": benchmark.name,
-            **cell._asdict(),
+            **cell.as_row(),
             "nbits": nbits,
             "vectors": vectors_per_text(part.encode_document(benchmark.texts)),
-            "bytes": stored / len(benchmark.documents),
+            "bytes": packed_bytes(index) / len(benchmark.documents),
             **{system: means[system][MEASURE] for system in ("exact", "plaid")},
         }
 
@@ -129,16 +128,19 @@ def front(rows: Sequence[Row]) -> list[Row]:
     return best
 
 
-def table(rows: Sequence[Row]) -> str:
-    lines = ["| collection | k | dim | merged above | nbits | vectors | bytes | exact | PLAID | |", "|---|" + "---|" * 9]
-    for name, of_one in itertools.groupby(rows, key=lambda row: row["collection"]):
-        group = list(of_one)
-        best = front(group)
-        for row in group:
-            sizes = f"{row['k_passage']} | {row['dim']} | {row['merge_above'] or '-'} | {row['nbits']}"
-            figures = f"{row['vectors']:.1f} | {row['bytes']:.0f} | {row['exact']:.3f} | {row['plaid']:.3f}"
-            lines.append(f"| {name} | {sizes} | {figures} | {'*' if row in best else ''} |")
-    return "\n".join(lines)
+def show(rows: Sequence[Row]) -> None:
+    best = [row for name in {row["collection"] for row in rows} for row in front([r for r in rows if r["collection"] == name])]
+    print_table(
+        ("collection", "k", "dim", "merged above", "nbits", "vectors", "bytes", "exact", "PLAID", ""),
+        (
+            (
+                *(row["collection"], row["k_passage"], row["dim"], row["merge_above"] or "-", row["nbits"]),
+                *(f"{row['vectors']:.1f}", f"{row['bytes']:.0f}", f"{row['exact']:.3f}", f"{row['plaid']:.3f}"),
+                "*" if row in best else "",
+            )
+            for row in rows
+        ),
+    )
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
@@ -162,7 +164,7 @@ def draw(rows: Sequence[Row], out: Path) -> None:
         figure.savefig(aside, format="png")
 
 
-def read_kept(path: Path, source: str, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:
+def read_kept(path: Path, source: str, benchmarks: Sequence[Benchmark]) -> KeptRows:
     """What `path` says so far.
 
     Raises:
@@ -171,16 +173,17 @@ def read_kept(path: Path, source: str, benchmarks: Sequence[Benchmark]) -> dict[
     checkpoint, collections = identify(source).fingerprint, {one.name: of_texts(one.texts) for one in benchmarks}
     if len(collections) < len(benchmarks):
         raise UserError("two collections have the same name; measure them apart")
-    found: dict[str, Any] = read_json(path) if path.exists() else {"checkpoint": checkpoint, "collections": {}, "rows": []}
-    if found["checkpoint"] != checkpoint:
+    found = KeptRows(path, checkpoint=checkpoint, collections={})
+    if found.content["checkpoint"] != checkpoint:
         raise UserError(f"{path} is of another checkpoint; choose another --out or delete it")
-    if differs := [name for name, texts in collections.items() if found["collections"].get(name, texts) != texts]:
+    known = found.content["collections"]
+    if differs := [name for name, texts in collections.items() if known.get(name, texts) != texts]:
         raise UserError(f"{path} is of other documents in {', '.join(differs)}; choose another --out or delete it")
-    found["collections"] |= collections
+    known |= collections
     return found
 
 
-def measure(source: str, collections: Sequence[str], cells: Sequence[Cell], bits: Sequence[int], out: Path) -> list[Row]:
+def measure(source: str, collections: Sequence[str], cells: Sequence[Size], bits: Sequence[int], out: Path) -> list[Row]:
     """The rows asked for; those that OUT/curve.json has are not measured again."""
     benchmarks = [read_benchmark(collection) for collection in collections]
     kept = read_kept(out / "curve.json", source, benchmarks)
@@ -188,21 +191,18 @@ def measure(source: str, collections: Sequence[str], cells: Sequence[Cell], bits
     for benchmark in benchmarks:
         whole = cache(partial(Whole, source, benchmark))
         for cell in cells:
-            wanted = {"collection": benchmark.name, **cell._asdict()}
-            known = {row["nbits"]: row for row in kept["rows"] if wanted.items() <= row.items()}
-            todo = [nbits for nbits in bits if nbits not in known]
+            find = partial(kept.find, collection=benchmark.name, **cell.as_row())
+            todo = [nbits for nbits in bits if find(nbits=nbits) is None]
             for row in measure_cell(source, benchmark, whole, cell, todo, out) if todo else ():
                 note(f"{benchmark.name} {cell.name} nbits {row['nbits']}: {row['bytes']:.0f} bytes, {row['plaid']:.4f}")
-                known[row["nbits"]] = row
-                kept["rows"].append(row)
-                write_json(out / "curve.json", kept)
-            asked += [known[nbits] for nbits in bits]
+                kept.add(row)
+            asked += [known for nbits in bits if (known := find(nbits=nbits))]
     return asked
 
 
 def make_cells(
     config: DiffusionConfig, ks: Sequence[int], dims: Sequence[int], thresholds: Sequence[float | None]
-) -> list[Cell]:
+) -> list[Size]:
     """All combinations; one vector alone is never merged.
 
     Raises:
@@ -211,19 +211,16 @@ def make_cells(
     for k, dim in itertools.product(ks, dims or [config.dim]):
         config.prefix(k_passage=k, dim=dim)
     combinations = itertools.product(ks, dims or [config.dim], thresholds)
-    return list(dict.fromkeys(Cell(k, dim, above if k > 1 else None) for k, dim, above in combinations))
-
-
-def numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    return list(dict.fromkeys(Size(k, dim, above if k > 1 else None) for k, dim, above in combinations))
 
 
 def thresholds(text: str) -> list[float | None]:
     return [None if part == "none" else float(part) for part in text.split(",")]
 
 
+@errors_in_a_line()
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("checkpoint", help="a nested one")
     parser.add_argument("collections", nargs="+", help="BEIR folders and so on")
     parser.add_argument("--out", type=Path, required=True)
@@ -232,14 +229,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--merge-above", type=thresholds, default=[None, 0.98, 0.95, 0.9])
     parser.add_argument("--nbits", type=numbers, default=[1, 2, 4])
     given = parser.parse_args(arguments)
-    try:
-        config = identify(given.checkpoint).config
-        cells = make_cells(config, given.k_passage, given.dim, given.merge_above)
-        rows = measure(given.checkpoint, given.collections, cells, given.nbits, given.out)
-        draw(rows, given.out / "curve.png")
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(table(rows))
+    config = identify(given.checkpoint).config
+    cells = make_cells(config, given.k_passage, given.dim, given.merge_above)
+    rows = measure(given.checkpoint, given.collections, cells, given.nbits, given.out)
+    draw(rows, given.out / "curve.png")
+    show(rows)
 
 
 if __name__ == "__main__":

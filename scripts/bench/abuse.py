@@ -3,11 +3,10 @@
 Each client does one of four things, over and over, as fast as it is let: the largest requests to /api/encode that a server
 takes; connections that send a header's byte every second; bodies that stop halfway; and answers that are never read.
 
-Usage: abuse_serving.py URL [--clients 8] [--seconds 60] [--kinds large_encodes ...]     # URL: http://127.0.0.1:8893
+Usage: abuse.py URL [--clients 8] [--seconds 60] [--kinds large_encodes ...]     # URL: http://127.0.0.1:8893
 Prints for each kind how often it was done and which statuses came back.
 """
 
-import argparse
 import asyncio
 import json
 import logging
@@ -16,6 +15,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
+
+from common import errors_in_a_line, make_parser
 
 TEXTS, CHARACTERS = 64, 20_000  # the server's own limits
 OPENED = 200  # slow connections that one client holds
@@ -86,14 +87,15 @@ async def abuse(url: str, clients: int, seconds: float, kinds: list[str]) -> dic
     return counts
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@errors_in_a_line()
+def main(arguments: list[str] | None = None) -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("url")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60)
     names = [client.__name__ for client in CLIENTS]
     parser.add_argument("--kinds", nargs="+", choices=names, default=names)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # a server that closes a connection is what is hoped for
     for kind, done in asyncio.run(abuse(options.url, options.clients, options.seconds, options.kinds)).items():
         print(f"{kind}: {', '.join(f'{count:,} x {what}' for what, count in sorted(done.items())) or 'none'}")

@@ -6,16 +6,15 @@ the projection, as the mean over queries; nDCG@10 is by exact MaxSim too. Each t
 `convert`'s, fitted on the collection's own passages, as a user fits it; the random projection's figures are means over
 three draws.
 
-Usage: compare_projections.py CHECKPOINT BEIR_FOLDER [BEIR_FOLDER ...] [--dim 64,128,256]
+Usage: projections.py CHECKPOINT BEIR_FOLDER [BEIR_FOLDER ...] [--dim 64,128,256]
 """
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
+from common import errors_in_a_line, make_parser, numbers, print_table
 
 from colbert_diffusion import DiffusionCheckpoint
 from colbert_diffusion.common.errors import UserError
@@ -106,29 +105,25 @@ def measure(encoder: Encoder, benchmark: Benchmark, dims: Sequence[int]) -> Iter
             yield name, dim, fmean(kept_order(found, yardstick) for found in runs), fmean(map(quality, runs))
 
 
-def numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
+@errors_in_a_line()
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("checkpoint", help="folder or hub id")
     parser.add_argument("collections", nargs="+", help="BEIR folders and so on")
     parser.add_argument("--dim", type=numbers, default=[64, 128, 256])
     given = parser.parse_args(arguments)
-    try:
-        benchmarks = [read_benchmark(collection) for collection in given.collections]
-        encoder = unprojected(DiffusionCheckpoint(given.checkpoint))
-        if bad := [dim for dim in given.dim if not 1 <= dim <= encoder.backbone.hidden_size]:
-            raise UserError(
-                f"--dim {bad[0]}: the backbone has {encoder.backbone.hidden_size} dimensions; choose 1 to that many"
-            )
-        print(f"| collection | projection | dim | kept order of the top {DEPTH} | {MEASURE} |\n|---|---|---|---|---|")
-        for benchmark in benchmarks:
-            for name, dim, kept, quality in measure(encoder, benchmark, given.dim):
-                print(f"| {benchmark.name} | {name} | {dim} | {kept:.3f} | {quality:.4f} |", flush=True)
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    benchmarks = [read_benchmark(collection) for collection in given.collections]
+    encoder = unprojected(DiffusionCheckpoint(given.checkpoint))
+    if bad := [dim for dim in given.dim if not 1 <= dim <= encoder.backbone.hidden_size]:
+        raise UserError(f"--dim {bad[0]}: the backbone has {encoder.backbone.hidden_size} dimensions; choose 1 to that many")
+    print_table(
+        ("collection", "projection", "dim", f"kept order of the top {DEPTH}", MEASURE),
+        (
+            (benchmark.name, name, dim, f"{kept:.3f}", f"{quality:.4f}")
+            for benchmark in benchmarks
+            for name, dim, kept, quality in measure(encoder, benchmark, given.dim)
+        ),
+    )
 
 
 if __name__ == "__main__":

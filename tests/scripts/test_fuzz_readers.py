@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .test_scripts import load
+from .conftest import load
 
 fuzzing = load("fuzz_readers")
 

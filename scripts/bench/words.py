@@ -11,11 +11,11 @@ Usage: words.py CHECKPOINT PASSAGES [--texts 500] [--top 10] [--show 5]
 PASSAGES is a .tsv, a .jsonl or a BEIR folder.
 """
 
-import argparse
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from common import errors_in_a_line, make_parser, print_table
 
 from colbert_diffusion import DiffusionCheckpoint
 from colbert_diffusion.common.errors import UserError
@@ -41,37 +41,34 @@ def shares(predicted: Sequence[Predicted], passages: Sequence[str]) -> tuple[flo
     return own / count, (pairs - own) / (count * (count - 1))
 
 
-def shown(number: int, passage: str, positions: Predicted) -> str:
+def show(number: int, passage: str, positions: Predicted) -> None:
     """A passage's beginning and a line for each position."""
     start = " ".join(passage.split())
-    lines = [f"\n{number}. {start[:200]}{'...' if len(start) > 200 else ''}\n", "| position | predictions |", "|---|---|"]
-    escaped = (" ".join(position).replace("|", "\\|") for position in positions)
-    return "\n".join([*lines, *(f"| {place} | {words} |" for place, words in enumerate(escaped, 1))])
+    print(f"\n{number}. {start[:200]}{'...' if len(start) > 200 else ''}\n")
+    print_table(("position", "predictions"), ((place, " ".join(words)) for place, words in enumerate(positions, 1)))
 
 
+@errors_in_a_line()
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("checkpoint", help="folder or hub id")
     parser.add_argument("passages", type=Path)
     parser.add_argument("--texts", type=int, default=500, help="passages drawn with a fixed seed")
     parser.add_argument("--top", type=int, default=10, help="predictions of a position")
     parser.add_argument("--show", type=int, default=5, help="passages whose predictions are printed")
     given = parser.parse_args(arguments)
-    try:
-        collection = read_collection(given.passages)
-        sample = random.Random(0).sample(list(collection), min(given.texts, len(collection)))
-        checkpoint = DiffusionCheckpoint(given.checkpoint)
-        own, other = shares(checkpoint.predict_words(sample, top=given.top), sample)
-        first = list(collection[: given.show])
-        predicted = checkpoint.predict_words(first, top=given.top)
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print("| passages | predictions | with a word of the passage | of another passage | factor |\n|---|---|---|---|---|")
+    collection = read_collection(given.passages)
+    sample = random.Random(0).sample(list(collection), min(given.texts, len(collection)))
+    checkpoint = DiffusionCheckpoint(given.checkpoint)
+    own, other = shares(checkpoint.predict_words(sample, top=given.top), sample)
+    first = list(collection[: given.show])
+    predicted = checkpoint.predict_words(first, top=given.top)
     factor = f"{own / other:.2f}" if other else "-"
-    k = checkpoint.config.k_passage
-    print(f"| {len(sample)} | {k} x {given.top} | {own:.3f} | {other:.3f} | {factor} |")
+    columns = ("passages", "predictions", "with a word of the passage", "of another passage", "factor")
+    row = (len(sample), f"{checkpoint.config.k_passage} x {given.top}", f"{own:.3f}", f"{other:.3f}", factor)
+    print_table(columns, [row])
     for number, (passage, positions) in enumerate(zip(first, predicted, strict=True)):
-        print(shown(number, passage, positions))
+        show(number, passage, positions)
 
 
 if __name__ == "__main__":

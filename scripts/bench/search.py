@@ -8,7 +8,7 @@ probed cells hold; a quarter of ndocs of them, or all when fewer, are scored wit
 --sweep tries a grid of settings and prints those that find enough of full probing's results and score few enough
 passages, fastest first, with p50 as a ratio to that of ColBERT's defaults in the same run.
 
-Usage: bench_search.py COLLECTION QUERIES VECTORS WORK [--k 10] [--nbits 1 2 4] [--niters N] [--sweep]
+Usage: search.py COLLECTION QUERIES VECTORS WORK [--k 10] [--nbits 1 2 4] [--niters N] [--sweep]
                        [--json FILE]
 
 VECTORS is what `colbert-diffusion encode COLLECTION VECTORS` wrote; WORK keeps the indexes, one folder per VECTORS.
@@ -19,14 +19,15 @@ import itertools
 import json
 import random
 import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from colbert.infra import ColBERTConfig, Run, RunConfig
+from common import errors_in_a_line, make_parser, print_table, timed
 
 from colbert_diffusion import Indexer, Searcher
 from colbert_diffusion.encoding.scoring import maxsim
@@ -84,10 +85,9 @@ def exact_maxsim(vectors: VectorFiles, queries: torch.Tensor, k: int) -> list[li
 
 def search(searcher: Searcher, query: torch.Tensor, k: int, settings: SearchSettings) -> tuple[list[int], float]:
     """(pids, milliseconds) under the given settings, as though the Searcher had been opened with them."""
-    searcher._explicit = settings._asdict()
-    started = time.perf_counter()
-    pids, _, _ = searcher.dense_search(query, k)
-    return pids, 1000 * (time.perf_counter() - started)
+    searcher.configure(**settings._asdict())
+    (pids, _, _), seconds = timed(partial(searcher.dense_search, query, k))
+    return pids, 1000 * seconds
 
 
 def candidates(searcher: Searcher, query: torch.Tensor, ncells: int) -> int:
@@ -148,21 +148,22 @@ def measure(
     ]
 
 
-def table(rows: Sequence[Row]) -> str:
-    lines = [
-        "| | ncells / threshold / ndocs | of full | of exact | p50 ms | p95 ms | p50 ratio | candidates | scored |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        lines.append(
-            f"| {r.name} | {r.ncells} / {r.threshold:g} / {r.ndocs} | {r.of_full:.3f} | {r.of_exact:.3f} "
-            f"| {r.p50:.2f} | {r.p95:.2f} | {r.ratio:.2f} | {r.candidates:.1%} | {r.scored:.1%} |"
-        )
-    return "\n".join(lines)
+def show(rows: Iterable[Row]) -> None:
+    columns = ("of full", "of exact", "p50 ms", "p95 ms", "p50 ratio", "candidates", "scored")
+    print_table(
+        ("", "ncells / threshold / ndocs", *columns),
+        (
+            (
+                *(r.name, f"{r.ncells} / {r.threshold:g} / {r.ndocs}", f"{r.of_full:.3f}", f"{r.of_exact:.3f}"),
+                *(f"{r.p50:.2f}", f"{r.p95:.2f}", f"{r.ratio:.2f}", f"{r.candidates:.1%}", f"{r.scored:.1%}"),
+            )
+            for r in rows
+        ),
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("collection", help=".tsv, .jsonl or BEIR folder")
     parser.add_argument("queries", help=".tsv, .jsonl or BEIR folder")
     parser.add_argument("vectors", type=Path)
@@ -178,8 +179,12 @@ def main() -> None:
     parser.add_argument("--at-least", type=float, default=0.98, help="of full probing's results, for --sweep to print")
     parser.add_argument("--at-most", type=float, default=0.10, help="of the passages scored, for --sweep to print")
     parser.add_argument("--json", type=Path, help="file for every row")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
 
+
+@errors_in_a_line()
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
     names = {nbits: build(options.collection, options.vectors, options.work, nbits, options.niters) for nbits in options.nbits}
     texts = list(read_queries(options.queries).values())
@@ -203,11 +208,11 @@ def main() -> None:
             f"\nnbits {nbits}, k {options.k}: {len(read_collection(options.collection)):,} passages, "
             f"{partitions:,} partitions, {len(texts)} queries of {encoded.shape[1]} vectors\n"
         )
-        print(table([row for row in measured if not row.name.startswith("grid")]))
+        show(row for row in measured if not row.name.startswith("grid"))
         if options.sweep:
             good = [r for r in measured if r.of_full >= options.at_least and r.scored <= options.at_most]
             print(f"\nof full at least {options.at_least:g}, scored at most {options.at_most:.0%}, fastest first:\n")
-            print(table(sorted(good, key=lambda r: r.p50)))
+            show(sorted(good, key=lambda r: r.p50))
     if options.json:
         options.json.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
 
