@@ -150,8 +150,8 @@ class DiffusionConfig:
         dim: size of a vector.
         projection: "none", "pca" or "learned"; anything but "none" is read from `projection.safetensors`.
         dtype: torch dtype name on CPU and GPU alike; None: float32 on CPU, bfloat16 on GPU.
-        search: recommended ColBERT settings (nbits, ncells, centroid_score_threshold, ndocs), and the weight of an index's words
-            beside its vectors (bm25_weight, predicted_weight), where it was shown to help.
+        search: recommended ColBERT settings (nbits, ncells, centroid_score_threshold, ndocs), and the weight of words beside
+            vectors (bm25_weight, predicted_weight), where it was shown to help.
         training: provenance.
 
     Raises:
