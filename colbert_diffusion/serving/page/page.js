@@ -108,8 +108,8 @@ function result(query, index, mode, found) {
 function explanation(found, score, mode) {
   const sum = found.matches.map((match) => match.similarity.toFixed(2)).join(" + ");
   const then = {
-    hybrid: ` Meaning and words together score ${score.toFixed(3)}.`,
-    lexical: " This search did not ask for it.",
+    hybrid: ` This search combines both, each scaled, into ${score.toFixed(3)}.`,
+    lexical: " This search went by the words alone.",
   };
   const parts = [
     ...(found.lexical ? sharedWords(found.lexical) : []),
