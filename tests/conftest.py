@@ -7,9 +7,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")  # tests kill processes: not in yours
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from colbert_diffusion import Searcher, build_index, open_index
 from colbert_diffusion.config import DiffusionConfig, PromptParts
-from colbert_diffusion.encoding.encoder import Encoder
+from colbert_diffusion.encoding.encoder import Encoded, Encoder
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 WORDS = (
@@ -114,13 +115,14 @@ def index_root(tmp_path: Path) -> Iterator[str]:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every text that goes through the model, in order."""
     seen: list[str] = []
-    encode = Encoder.encode
+    encode = Encoder.encode_both  # `encode` calls it
 
-    def counting(self: Encoder, texts: list[str], side: str, **options: object) -> object:
-        seen.extend(texts)
-        return encode(self, texts, side, **options)  # type: ignore[arg-type]
+    def counting(self: Encoder, texts: Iterable[str], *arguments: Any, **options: Any) -> Iterator[Encoded]:
+        given = list(texts)
+        seen.extend(given)
+        return encode(self, given, *arguments, **options)
 
-    monkeypatch.setattr(Encoder, "encode", counting)
+    monkeypatch.setattr(Encoder, "encode_both", counting)
     return seen
 
 

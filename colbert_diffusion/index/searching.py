@@ -144,7 +144,7 @@ class Searcher(DenseSearcher):
         >>> searcher.search("capital of France", k=1, mode="hybrid")
         ([0], [1], [1.08])
         """
-        if self._mode(mode) == "dense":
+        if self.mode_of(mode) == "dense":
             q = self.encode(text, full_length_search=full_length_search)
             return self.dense_search(q, k, filter_fn=filter_fn, pids=pids, where=where)
         [asked] = self.ask([text], mode=mode)
@@ -175,7 +175,7 @@ class Searcher(DenseSearcher):
             raise UserError("there are no queries")
         if qid_to_pids is not None and (absent := [qid for qid in queries.keys() if qid not in qid_to_pids]):  # noqa: SIM118
             raise UserError(f"qid_to_pids has no entry for {len(absent)} of {len(queries)} queries (first: {absent[0]!r:.60})")
-        if self._mode(mode) == "dense":
+        if self.mode_of(mode) == "dense":
             return super().search_all(queries, k, filter_fn, full_length_search, qid_to_pids)
         qids, texts = list(queries.keys()), list(queries.values())
         data = {}
@@ -202,8 +202,8 @@ class Searcher(DenseSearcher):
         """How this index's two scores become one, as it was tuned or its checkpoint recommends; None: nobody did."""
         return self._fusion
 
-    def _mode(self, mode: str | None) -> str:
-        """Raises UserError for an unknown one, or one that needs words where there are none."""
+    def mode_of(self, mode: str | None) -> str:
+        """The mode of a search that asks for this one. Raises UserError for an unknown one, or words where there are none."""
         if mode is None:
             return "dense" if self._lexical is None or self._fusion is None else "hybrid"
         if mode not in MODES:
@@ -221,7 +221,7 @@ class Searcher(DenseSearcher):
         Raises:
             UserError: as `search`.
         """
-        mode = self._mode(mode)
+        mode = self.mode_of(mode)
         if mode == "dense" or self._lexical is None:
             return [Asked(q, None) for q in self.encode(list(texts)).split(1)]
         if self._lexical.source == BM25_SOURCE:
@@ -261,7 +261,7 @@ class Searcher(DenseSearcher):
         Raises:
             UserError: as `search`.
         """
-        mode = self._mode(mode)
+        mode = self.mode_of(mode)
         if mode == "dense" or self._lexical is None or asked.words is None:
             if asked.vectors is None:
                 raise UserError('this query was asked in mode "lexical" and has no vectors; ask it in the mode of the answer')

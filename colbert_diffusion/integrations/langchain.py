@@ -18,7 +18,7 @@ class ColBERTDiffusionRetriever(BaseRetriever):
     """The k best passages as Documents, best first; their metadata holds pid, id, score and rank.
 
     Raises:
-        UserError: there is no complete index, or k is below 1.
+        UserError: there is no complete index, k is below 1, or the index does not search by the mode.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -31,6 +31,8 @@ class ColBERTDiffusionRetriever(BaseRetriever):
     """The file of its texts, where the index does not store them; None: where it was."""
     k: int = Field(default=10, ge=1)
     """Passages per query."""
+    mode: str | None = None
+    """"dense", "lexical" or "hybrid", as `Searcher.search` takes it; None: the index's own."""
     _searcher: Any = PrivateAttr()
 
     def __init__(self, **fields: Any) -> None:
@@ -39,12 +41,13 @@ class ColBERTDiffusionRetriever(BaseRetriever):
         from ..index.by_path import open_index
 
         self._searcher = open_index(self.index, checkpoint=self.checkpoint, collection=self.collection)
+        self._searcher.mode_of(self.mode)
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None, mode: str | None = None
     ) -> list[Document]:
-        """`k`: for this question alone, as `invoke(query, k=5)`."""
-        pids, ranks, scores = self._searcher.search(query, k=self.k if k is None else k)
+        """`k`, `mode`: for this question alone, as `invoke(query, k=5)`."""
+        pids, ranks, scores = self._searcher.search(query, k=self.k if k is None else k, mode=mode or self.mode)
         return [
             Document(
                 page_content=self._searcher.collection[pid], metadata={"pid": pid, "id": own, "score": score, "rank": rank}

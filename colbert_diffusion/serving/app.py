@@ -126,18 +126,20 @@ def _api(service: Service, allow_reload: bool) -> APIRouter:
 
     @api.post("/encode", response_model=schemas.Encoded)
     async def encode(asked: schemas.EncodeRequest) -> Response:
-        """Each text's vectors."""
-        found = await service.encode(asked.texts, asked.side, asked.index)
+        """Each text's vectors, and on demand the words that it predicts of itself."""
+        found = await service.encode(asked.texts, asked.side, asked.index, words=asked.words)
         shapes = json.dumps([text.shape for text in found])
-        body = f'{{"vectors":[{",".join(text.json for text in found)}],"shapes":{shapes},"dim":{found[0].shape[1]}}}'
+        words = f',"words":[{",".join(text.words or "" for text in found)}]' if asked.words else ""
+        body = f'{{"vectors":[{",".join(text.json for text in found)}],"shapes":{shapes},"dim":{found[0].shape[1]}{words}}}'
         return Response(body, media_type="application/json")
 
     @api.post("/explain", response_model=schemas.Explained)
     async def explain(asked: schemas.ExplainRequest) -> Response:
-        """Which positions of a passage a query matched, and which words the positions predict."""
+        """Which positions of a passage a query matched, which words the positions predict, and which words both have."""
         found = await service.explain(asked.query, asked.pid, asked.index)
         matches = [{"query": i, "passage": j, "similarity": found.similarities[i][j]} for i, j in enumerate(found.matches)]
-        return JSON({"query": asked.query, "pid": asked.pid, **found._asdict(), "matches": matches})
+        shared = found.lexical and {**found.lexical._asdict(), "words": [own._asdict() for own in found.lexical.words]}
+        return JSON({"query": asked.query, "pid": asked.pid, **found._asdict(), "matches": matches, "lexical": shared})
 
     @api.get("/passages/{pid}", response_model=schemas.Passage)
     async def passage(pid: schemas.Pid, index: schemas.IndexName = None) -> Response:
@@ -154,14 +156,19 @@ def _api(service: Service, allow_reload: bool) -> APIRouter:
 
 def _add_search(api: APIRouter, service: Service) -> None:
     async def answers(
-        queries: Sequence[str], k: int, pids: Sequence[int] | None, ids: Sequence[str] | None, index: str | None
+        queries: Sequence[str],
+        k: int,
+        pids: Sequence[int] | None,
+        ids: Sequence[str] | None,
+        index: str | None,
+        mode: str | None,
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
         started = perf_counter()
         if ids is not None:
             if pids is not None:
                 raise UserError('give "pids" or "ids", not both')
             pids = await service.pids(ids, index)
-        found = await service.search(queries, k, pids, index)
+        found = await service.search(queries, k, pids, index, mode)
         timing = {"server-timing": f"search;dur={1000 * (perf_counter() - started):.1f}"}
         return [_answer(query, hits) for query, hits in zip(queries, found, strict=True)], timing
 
@@ -172,18 +179,19 @@ def _add_search(api: APIRouter, service: Service) -> None:
         pids: schemas.UrlPids = None,
         ids: Annotated[list[schemas.Text] | None, Query(description="As pids, by the collection's own ids.")] = None,
         index: schemas.IndexName = None,
+        mode: schemas.Mode = None,
     ) -> Response:
         """The k best passages for a query."""
-        [answer], timing = await answers([query], k, pids, ids, index)
+        [answer], timing = await answers([query], k, pids, ids, index, mode)
         return JSON(answer, headers=timing)
 
     @api.post("/search", response_model=schemas.Answer | schemas.Answers)
-    async def search_many(asked: schemas.SearchRequest, index: schemas.IndexName = None) -> Response:
-        """The k best passages for a query, or for each of several. An index may also be named in the URL, which clients
-        like DSPy's keep."""
+    async def search_many(asked: schemas.SearchRequest, index: schemas.IndexName = None, mode: schemas.Mode = None) -> Response:
+        """The k best passages for a query, or for each of several. An index and a mode may also be named in the URL, which
+        clients like DSPy's keep."""
         queries = [asked.query] if asked.queries is None else asked.queries
         texts = [query for query in queries if query is not None]
-        found, timing = await answers(texts, asked.k, asked.pids, asked.ids, asked.index or index)
+        found, timing = await answers(texts, asked.k, asked.pids, asked.ids, asked.index or index, asked.mode or mode)
         return JSON(found[0] if asked.queries is None else {"results": found}, headers=timing)
 
 

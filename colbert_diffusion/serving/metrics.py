@@ -20,7 +20,7 @@ class Metrics:
         )
         self._stages = Histogram(
             f"{prefix}_stage_seconds",
-            "Seconds of a stage: encode (a batch of queries), candidates and score (a query).",
+            "Seconds of a stage: encode (a batch of queries), lexical, candidates and score (a query).",
             ["stage"],
             buckets=SECONDS,
             registry=self._registry,

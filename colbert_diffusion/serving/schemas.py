@@ -14,6 +14,10 @@ def _clean(text: object) -> object:
 Text = Annotated[str, BeforeValidator(_clean)]
 Pid = Annotated[int, Field(ge=0, lt=2**31)]
 IndexName = Annotated[Text | None, Field(description="Name of an index; default: the first.")]
+Mode = Annotated[
+    Literal["dense", "lexical", "hybrid"] | None,
+    Field(description="By vectors, by words or by both; default: the index's. Scores of two modes do not compare."),
+]
 K = Annotated[int, Field(description="Passages per query.")]
 Pids = Annotated[list[Pid] | None, Field(description="Consider only these passages.")]
 
@@ -46,6 +50,7 @@ class SearchRequest(_Request):
     pids: Pids = None
     ids: Annotated[list[Text] | None, Field(description="As pids, by the collection's own ids.")] = None
     index: IndexName = None
+    mode: Mode = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "SearchRequest":
@@ -57,6 +62,7 @@ class SearchRequest(_Request):
 class EncodeRequest(_Request):
     texts: list[Text]
     side: Literal["query", "passage"] = "passage"
+    words: bool = False
     index: IndexName = None
 
 
@@ -96,12 +102,21 @@ class Answers(BaseModel):
     results: list[Answer]
 
 
+class Weighed(BaseModel):
+    word: str
+    weight: float
+
+
 class Encoded(BaseModel):
-    """vectors: for each text (k, dim), L2-normalised; shapes: their sizes."""
+    """vectors: for each text (k, dim), L2-normalised; shapes: their sizes.
+
+    words: where they are asked for, those that each text predicts of itself, by weight.
+    """
 
     vectors: list[list[list[float]]]
     shapes: list[tuple[int, int]]
     dim: int
+    words: list[list[Weighed]] | None = None
 
 
 class Match(BaseModel):
@@ -110,12 +125,26 @@ class Match(BaseModel):
     similarity: float
 
 
+class Contribution(BaseModel):
+    word: str
+    contribution: float
+
+
+class SharedWords(BaseModel):
+    """source: "bm25" or "predicted"; words: those that query and passage share, whose contributions add up to the score."""
+
+    source: str
+    score: float
+    words: list[Contribution]
+
+
 class Explained(BaseModel):
     """Why a passage matches a query.
 
     similarities: cosine of each query position with each passage position.
     matches: for each query position the passage position that it matched best.
     query_words, passage_words: likeliest words per position, best first; null: `note` says why.
+    lexical: which words matched; null: the index has none.
     """
 
     query: str
@@ -127,14 +156,19 @@ class Explained(BaseModel):
     query_words: list[list[str]] | None
     passage_words: list[list[str]] | None
     note: str | None
+    lexical: SharedWords | None
 
 
 class About(BaseModel):
+    """lexical: where its words are from, "bm25" or "predicted"; null: it has none. mode: how it is searched by default."""
+
     name: str
     passages: int
     vectors: int
     dim: int
     nbits: int
+    lexical: str | None
+    mode: str
 
 
 class Indexes(BaseModel):

@@ -20,16 +20,16 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
 
 from ..common.errors import UserError
 from ..config import Side
+from ..index.searching import Asked
 from ..seam.adapter import Models
 from .batching import Background, Batcher
-from .index import Encoded, Explanation, Hit, OpenedIndex, UnknownError
+from .index import Encoded, Explanation, Hit, OpenedIndex, Question, UnknownError
 
 SLICE = 1024  # tokens that are encoded at a time while queries wait: 60 ms of the small checkpoint on one core
-Key = tuple[int, str, int, bytes | None]  # generation of the index, query, k, digest of pids
+Key = tuple[int, Question, int, bytes | None]  # generation of the index, query and mode, k, digest of pids
 
 
 class OverloadedError(UserError):
@@ -74,7 +74,7 @@ class Unobserved:
 @dataclass(frozen=True)
 class _Served:
     index: OpenedIndex
-    encode: Batcher[str, Tensor]
+    encode: Batcher[Question, Asked]
     generation: int
 
 
@@ -147,49 +147,58 @@ class Service:
         return served
 
     async def search(
-        self, queries: Sequence[str], k: int, pids: Sequence[int] | None = None, index: str | None = None
+        self,
+        queries: Sequence[str],
+        k: int,
+        pids: Sequence[int] | None = None,
+        index: str | None = None,
+        mode: str | None = None,
     ) -> list[list[tuple[Hit, str]]]:
-        """For each query the k best passages with their texts; with `pids`, of those.
+        """For each query the k best passages with their texts; with `pids`, of those. Mode None: the index's own.
 
         Raises:
             UnknownError: there is no such index.
             OverloadedError: try again.
-            UserError: a limit is exceeded, or a pid is not in the index.
+            UserError: a limit is exceeded, a pid is not in the index, or the index does not search by the mode.
         """
         served = self._find(index)
+        mode = served.index.mode(mode)
         if not 1 <= k <= self.limits.max_k:
             raise UserError(f"k is {k}, expected 1 to {self.limits.max_k}")
         self._check(queries, "queries", self.limits.query_characters)
         wanted = None if pids is None else list(dict.fromkeys(pids))
         digest = None if wanted is None else hashlib.blake2b(array("q", wanted).tobytes()).digest()
         with self._admitted(len(queries)):
-            found = await _together([self._search(served, query, k, wanted, digest) for query in queries])
+            found = await _together([self._search(served, Question(query, mode), k, wanted, digest) for query in queries])
         return await asyncio.to_thread(_with_texts, served.index, found)
 
     async def pids(self, ids: Sequence[str], index: str | None = None) -> list[int]:
         """The pids of a collection's own ids. Raises UnknownError for an index or an id that is not there."""
         return await asyncio.to_thread(self._find(index).index.pids, ids)
 
-    async def _search(self, served: _Served, query: str, k: int, pids: list[int] | None, digest: bytes | None) -> list[Hit]:
-        key = (served.generation, query, k, digest)
+    async def _search(
+        self, served: _Served, question: Question, k: int, pids: list[int] | None, digest: bytes | None
+    ) -> list[Hit]:
+        key = (served.generation, question, k, digest)
         if self._cache.size:
             hits = self._cache.get(key)
             self._observer.cached(hits is not None)
             if hits is not None:
                 return hits
-        vectors = await served.encode(query)
+        asked = await served.encode(question) if served.index.runs_model(question.mode) else None
         loop = asyncio.get_running_loop()
-        hits = await loop.run_in_executor(self._searching, served.index.search, vectors, k, pids)
+        hits = await loop.run_in_executor(self._searching, served.index.search, question, asked, k, pids)
         self._cache.put(key, hits)
         return hits
 
-    async def encode(self, texts: Sequence[str], side: Side, index: str | None = None) -> list[Encoded]:
-        """Each text's vectors. Raises as `search`, BusyEncodingError instead of OverloadedError."""
+    async def encode(self, texts: Sequence[str], side: Side, index: str | None = None, *, words: bool = False) -> list[Encoded]:
+        """Each text's vectors, and on demand its words. Raises as `search`, BusyEncodingError instead of OverloadedError, and
+        UserError where the checkpoint predicts no words."""
         served = self._find(index)
         self._check(texts, "texts", self.limits.text_characters)
         tokens = served.index.tokens(texts, side)
         with self._admitted_tokens(sum(tokens)):
-            slices = [partial(served.index.vectors, texts[a:b], side) for a, b in _slices(tokens)]
+            slices = [partial(served.index.vectors, texts[a:b], side, words) for a, b in _slices(tokens)]
             return [vectors for part in await self._background(slices) for vectors in part]
 
     async def explain(self, query: str, pid: int, index: str | None = None) -> Explanation:

@@ -28,3 +28,16 @@ def test_scripts_never_write_markup() -> None:
         text = script.read_text()
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", text)
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
+
+
+def test_the_page_offers_the_three_modes_by_names_that_the_search_knows_and_hides_them_at_first(client: TestClient) -> None:
+    """Hidden until /api/indexes says that the index has words: the script shows them."""
+    page = client.get("/").text
+    switch = re.search(r'<div id="modes" role="radiogroup" aria-labelledby="by" hidden>(.*?)</div>', page, re.S)
+    assert switch is not None
+    offered = re.findall(r'<label><input type="radio" name="mode" value="(\w+)">', switch[1])
+    described = client.get("/openapi.json").json()["components"]["schemas"]["SearchRequest"]["properties"]["mode"]
+    assert sorted(offered) == sorted(described["anyOf"][0]["enum"]) == ["dense", "hybrid", "lexical"]
+    script = (PAGE / "page.js").read_text()
+    assert '$("modes").hidden = !served().lexical' in script
+    assert 'asked.set("mode", chosenMode())' in script

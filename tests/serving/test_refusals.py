@@ -112,12 +112,12 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-FIELDS = ("query", "queries", "k", "pids", "index", "texts", "side", "pid")
+FIELDS = ("query", "queries", "k", "pids", "index", "texts", "side", "pid", "mode", "words")
 LIKELY = (
     st.text()
     | st.integers(-2, 2100)
     | st.lists(st.text() | st.integers(-2, 300), max_size=4)
-    | st.sampled_from(["tiny", "query"])
+    | st.sampled_from(["tiny", "query", "dense", "hybrid", True])
 )
 
 

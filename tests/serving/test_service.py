@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from colbert_diffusion import Indexer, UserError
 from colbert_diffusion.serving.app import create_app
 from colbert_diffusion.serving.batching import REST, Background, Batcher
-from colbert_diffusion.serving.index import OpenedIndex
+from colbert_diffusion.serving.index import OpenedIndex, Question
 from colbert_diffusion.serving.metrics import Metrics
 from colbert_diffusion.serving.service import BusyEncodingError, Limits, OverloadedError, Service
 from colbert_diffusion.serving.service import _slices as slices_of
@@ -192,9 +192,9 @@ def test_more_than_may_wait_is_refused_at_once_and_answered_later(served_path: P
     release = threading.Event()
     encode = OpenedIndex.encode
 
-    def slow(self: OpenedIndex, queries: Sequence[str]) -> Any:
+    def slow(self: OpenedIndex, questions: Sequence[Question]) -> Any:
         release.wait(30)
-        return encode(self, queries)
+        return encode(self, questions)
 
     async def ask() -> None:
         service = Service([served_path], Limits(pending=4))

@@ -7,6 +7,8 @@ const K = 10;
 const SHOWN_WORDS = 4;
 let token = sessionStorage.getItem("token") || "";
 let latest = 0; // answers to older questions are dropped
+let indexes = []; // facts about each
+let wanted = null; // the mode that was chosen, here or in the URL
 
 function element(name, { text, ...properties } = {}, ...children) {
   const made = document.createElement(name);
@@ -38,6 +40,21 @@ async function call(path, body) {
   return { answer, milliseconds: timing && Number(timing[1]) };
 }
 
+function served() {
+  return indexes.find((index) => index.name === $("index").value);
+}
+
+// Of an index without words there is nothing to choose.
+function offerModes() {
+  const modes = [...$("modes").querySelectorAll("input")];
+  $("modes").hidden = !served().lexical;
+  (modes.find((mode) => mode.value === wanted) || modes.find((mode) => mode.value === served().mode)).checked = true;
+}
+
+function chosenMode() {
+  return $("modes").hidden ? null : $("modes").querySelector(":checked").value;
+}
+
 async function search() {
   const query = $("query").value.trim();
   const turn = ++latest;
@@ -45,10 +62,11 @@ async function search() {
   if (!query) return say("");
   say("Searching", "busy");
   const index = $("index").value || null;
+  const mode = chosenMode();
   try {
-    const { answer, milliseconds } = await call("api/search", { query, k: K, index });
+    const { answer, milliseconds } = await call("api/search", { query, k: K, index, mode });
     if (turn !== latest) return;
-    $("results").replaceChildren(...answer.topk.map((found) => result(query, index, found)));
+    $("results").replaceChildren(...answer.topk.map((found) => result(query, index, mode, found)));
     const time = milliseconds === null ? "" : ` in ${Math.round(milliseconds)} ms`;
     say(answer.topk.length ? `${answer.topk.length} passages${time}` : "Nothing was found.");
   } catch (error) {
@@ -56,7 +74,7 @@ async function search() {
   }
 }
 
-function result(query, index, found) {
+function result(query, index, mode, found) {
   const text = element("p", { className: "text clipped", text: found.text });
   const button = element("button", { type: "button", text: "Why" });
   button.setAttribute("aria-expanded", "false");
@@ -76,7 +94,7 @@ function result(query, index, found) {
     item.append(why);
     try {
       const { answer } = await call("api/explain", { query, pid: found.pid, index });
-      why.replaceChildren(...explanation(answer, found.score));
+      why.replaceChildren(...explanation(answer, found.score, mode));
     } catch (error) {
       why.remove();
       why = null;
@@ -87,17 +105,31 @@ function result(query, index, found) {
   return item;
 }
 
-function explanation(found, indexed) {
+function explanation(found, score, mode) {
   const sum = found.matches.map((match) => match.similarity.toFixed(2)).join(" + ");
+  const then = {
+    hybrid: ` This search combines both, each scaled, into ${score.toFixed(3)}.`,
+    lexical: " This search went by the words alone.",
+  };
   const parts = [
-    element("p", { text: `Each position of the query takes its best match in the passage: ${sum} = ${found.score.toFixed(2)}. ` +
-      `The index holds compressed vectors and gives ${indexed.toFixed(2)}.` }),
+    ...(found.lexical ? sharedWords(found.lexical) : []),
+    element("p", { text: `Each position of the query takes its best match in the passage: ${sum} = ${found.score.toFixed(2)}.` +
+      (then[mode] || ` The index holds compressed vectors and gives ${score.toFixed(2)}.`) }),
   ];
   if (found.note) parts.push(element("p", { text: found.note }));
   const title = found.note ? "What matched" : "Words that each position predicts, and what it matched";
   parts.push(element("h2", { text: title }), links(found));
   parts.push(element("h2", { text: "Similarity of query positions (rows) and passage positions", className: "second" }), heat(found));
   return parts;
+}
+
+function sharedWords({ source, score, words }) {
+  const title = element("h2", { text: source === "predicted" ? "Words that query and passage both predict" : "Words in query and passage" });
+  if (!words.length) return [title, element("p", { text: "None." })];
+  const list = element("ul", { className: "shared" }, ...words.map(({ word, contribution }) =>
+    element("li", {}, element("b", { text: word }), contribution.toFixed(2))));
+  if (words.length > 1) list.append(element("li", { text: `together ${score.toFixed(2)}` }));
+  return [title, list];
 }
 
 function links(found) {
@@ -152,13 +184,16 @@ function heat(found) {
 async function start() {
   try {
     const { answer } = await call("api/indexes");
-    const names = answer.indexes.map((index) => index.name);
+    indexes = answer.indexes;
+    const names = indexes.map((index) => index.name);
     $("index").replaceChildren(...names.map((name) => element("option", { text: name, value: name })));
     $("index").hidden = names.length < 2;
-    $("query").placeholder = `Ask ${answer.indexes[0].passages.toLocaleString("en")} passages`;
+    $("query").placeholder = `Ask ${indexes[0].passages.toLocaleString("en")} passages`;
     const asked = new URLSearchParams(location.search);
     if (names.includes(asked.get("index"))) $("index").value = asked.get("index");
     if (asked.get("q")) $("query").value = asked.get("q");
+    wanted = asked.get("mode");
+    offerModes();
     say("");
     if ($("query").value) search();
   } catch (error) {
@@ -170,8 +205,14 @@ $("form").addEventListener("submit", (event) => {
   event.preventDefault();
   const asked = new URLSearchParams({ q: $("query").value });
   if (!$("index").hidden) asked.set("index", $("index").value);
+  if (chosenMode() && chosenMode() !== served().mode) asked.set("mode", chosenMode());
   history.replaceState(null, "", `?${asked}`);
   search();
+});
+$("index").addEventListener("change", offerModes);
+$("modes").addEventListener("change", () => {
+  wanted = chosenMode();
+  $("form").requestSubmit();
 });
 $("access").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -180,7 +221,7 @@ $("access").addEventListener("submit", (event) => {
   start();
 });
 document.addEventListener("keydown", (event) => {
-  const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName);
+  const typing = document.activeElement.matches("input:not([type=radio]), select, textarea");
   if (event.key === "/" && !typing) {
     event.preventDefault();
     $("query").select();
