@@ -10,7 +10,7 @@ if [ ! -f demo/wiki.jsonl ]; then
     .venv/bin/python scripts/demo_collection.py demo/package demo/wiki.jsonl demo/queries.jsonl
 fi
 if [ ! -f demo/index/metadata.json ]; then
-    .venv/bin/colbert-diffusion index demo/wiki.jsonl demo/index
+    .venv/bin/colbert-diffusion index demo/wiki.jsonl demo/index --lexical bm25
 fi
 .venv/bin/colbert-diffusion search demo/index -k 3 \
     "which animal sleeps hanging upside down" \
