@@ -37,6 +37,18 @@ def report(as_json: bool, facts: dict[str, Any]) -> None:
     print(json.dumps(facts) if as_json else "  ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()))
 
 
+def parse_fusion(text: str) -> Any:
+    """RULE or RULE=WEIGHT."""
+    from ..index.fusion import Fusion
+
+    rule, equals, weight = text.partition("=")
+    try:
+        given = {"weight": float(weight)} if equals else {}
+    except ValueError as error:
+        raise UserError(f"--fusion {text!r:.40}: expected a rule and a weight, for example scaled=0.2") from error
+    return Fusion(rule, **given)  # type: ignore[arg-type]
+
+
 @contextmanager
 def quiet(ctx: typer.Context) -> Iterator[None]:
     """ColBERT, faiss and the compiler talk a lot; --debug lets them."""

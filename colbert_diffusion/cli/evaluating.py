@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..common.errors import UserError
-from .app import Checkpoint, Json, app, quiet
+from .app import Checkpoint, Json, Moved, MovedTexts, app, parse_fusion, quiet
+
+if TYPE_CHECKING:
+    from ..evaluation import Benchmark
 
 
 @app.command()
@@ -19,6 +22,9 @@ def evaluate(
     plaid: Annotated[bool, typer.Option("--plaid", help="ColBERT's PLAID; what runs when no system is named.")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="Exact MaxSim over every passage.")] = False,
     bm25: Annotated[bool, typer.Option("--bm25", help="BM25, stemmed.")] = False,
+    lexical: Annotated[str | None, typer.Option(help="An index's words alone: bm25, or predicted by the model.")] = None,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="Vectors and words, as the index recommends.")] = False,
+    fusion: Annotated[list[str] | None, typer.Option(help="Vectors and words by RULE=WEIGHT; may be repeated.")] = None,
     run: Annotated[list[Path] | None, typer.Option(help="A TREC run of another system; may be repeated.")] = None,
     k_passage: Annotated[str | None, typer.Option(help="Exact with the first k vectors of a passage, e.g. 1,4,16.")] = None,
     dim: Annotated[str | None, typer.Option(help="Exact with the first dimensions, e.g. 32,64; a row per combination.")] = None,
@@ -32,26 +38,18 @@ def evaluate(
     """Measure on benchmarks: nDCG, recall, ..., and each system's difference to the first, with its 95 % interval."""
     from dataclasses import asdict
 
-    from ..common.progress import note
     from ..evaluation import read_benchmark
     from ..evaluation.systems import Systems, measure_systems
 
-    systems = Systems(
-        checkpoint, index, plaid, exact, bm25, tuple(run or ()), _numbers(k_passage), _numbers(dim), depth, nbits, measures
-    )
+    words: Any = (lexical, hybrid, tuple(map(parse_fusion, fusion or ())))
+    cells = (_numbers(k_passage), _numbers(dim))
+    systems = Systems(checkpoint, index, plaid, exact, bm25, tuple(run or ()), *cells, depth, nbits, measures, *words)
     if len(collections) > 1 and (index or run):
         raise UserError(f"--index and --run belong to one collection, there are {len(collections)}; evaluate them one by one")
     seen: set[str] = set()
     for collection in collections:
         benchmark = read_benchmark(collection, split)
-        if benchmark.left_out:
-            note(f"{benchmark.name}: {benchmark.left_out} queries without a positive judgement are left out")
-        if benchmark.missing:
-            note(f"{benchmark.name}: {benchmark.missing} judged passages are not in the collection and count as not found")
-        if benchmark.own:
-            note(
-                f"{benchmark.name}: {len(benchmark.own)} queries are documents too, left out of their own results as BEIR does"
-            )
+        _tell(benchmark)
         folder = out / benchmark.name if out and len(collections) > 1 else out
         if benchmark.name in seen:
             raise UserError(f"two collections are named {benchmark.name}; evaluate them one by one, each with its own --out")
@@ -65,6 +63,51 @@ def evaluate(
             from .tables import print_measures
 
             print_measures(f"{benchmark.name}: {len(benchmark.documents)} passages, {len(benchmark.queries)} queries", report)
+
+
+@app.command("tune-fusion")
+def tune_fusion(
+    ctx: typer.Context,
+    index: Annotated[Path, typer.Argument(help="An index with words.", show_default=False)],
+    queries: Annotated[Path, typer.Option(help="A .tsv, a .jsonl or a BEIR folder.", show_default=False)],
+    qrels: Annotated[Path, typer.Option(help="TREC's or BEIR's judgements of them.", show_default=False)],
+    measure: Annotated[str, typer.Option(help="One of ir_measures' names.")] = "nDCG@10",
+    depth: Annotated[int, typer.Option(help="Passages of each side.")] = 100,
+    write: Annotated[bool, typer.Option(help="Keep the weight in the index where it helps.")] = True,
+    checkpoint: Moved = None,
+    collection: MovedTexts = None,
+    as_json: Json = False,
+) -> None:
+    """Find the weight of an index's words beside its vectors; where that helps, its searches are hybrid from then on.
+
+    It must help on queries that did not choose it: the weight is chosen on one half and measured on the other, ten times.
+    """
+    from dataclasses import asdict
+
+    from ..evaluation.tuning import tune_fusion as tune
+
+    with quiet(ctx):
+        tuned = tune(
+            index, queries, qrels, measure=measure, depth=depth, write=write, checkpoint=checkpoint, collection=collection
+        )
+    if as_json:
+        print(json.dumps(asdict(tuned), ensure_ascii=False))
+    else:
+        from .tables import tuning_lines
+
+        print("\n".join(tuning_lines(tuned)))
+
+
+def _tell(benchmark: "Benchmark") -> None:
+    """What a reader of the measures should know."""
+    from ..common.progress import note
+
+    if benchmark.left_out:
+        note(f"{benchmark.name}: {benchmark.left_out} queries without a positive judgement are left out")
+    if benchmark.missing:
+        note(f"{benchmark.name}: {benchmark.missing} judged passages are not in the collection and count as not found")
+    if benchmark.own:
+        note(f"{benchmark.name}: {len(benchmark.own)} queries are documents too, left out of their own results as BEIR does")
 
 
 def _numbers(text: str | None) -> tuple[int, ...]:

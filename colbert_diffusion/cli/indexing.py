@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..common.errors import UserError
-from .app import Checkpoint, Json, Moved, MovedTexts, Texts, app, quiet, report
+from .app import Checkpoint, Json, Moved, MovedTexts, Texts, app, parse_fusion, quiet, report
 
 
 @app.command()
@@ -130,7 +130,7 @@ def search(
     with quiet(ctx):
         from ..index.by_path import open_index
 
-        rule = _fusion(fusion)
+        rule = None if fusion is None else parse_fusion(fusion)
         searcher = open_index(index, checkpoint=checkpoint, collection=collection, verify=verify, verbose=1)
         found = [(query, *searcher.search(query, k=k, mode=mode, fusion=rule)) for query in asked.values()]
     for query, pids, ranks, scores in found:
@@ -222,19 +222,6 @@ def _lexical(source: str | None, k1: float | None, b: float | None) -> Any:
     if settings and source != "bm25":
         raise UserError(f"--{' and --'.join(settings)} belong to --lexical bm25")
     return BM25(**settings) if settings else source
-
-
-def _fusion(text: str | None) -> Any:
-    """RULE or RULE=WEIGHT."""
-    from ..index.fusion import Fusion
-
-    if text is None:
-        return None
-    rule, equals, weight = text.partition("=")
-    try:
-        return Fusion(rule, float(weight)) if equals else Fusion(rule)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UserError(f"--fusion {text!r:.40}: expected a rule and a weight, for example scaled=0.2") from error
 
 
 def _read_skipping(texts: Path) -> Sequence[str]:

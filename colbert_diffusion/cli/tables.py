@@ -8,7 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ..evaluation import Report
+    from ..evaluation import Comparison, Report
+    from ..evaluation.tuning import Tuned
+
+SHOWN = 12  # points of a curve
 
 
 def print_ranking(query: str, topk: list[dict[str, Any]]) -> None:
@@ -33,10 +36,11 @@ def literal(text: str) -> Text:
     return Text("".join(map(shown, text)))
 
 
-def print_measures(title: str, report: "Report") -> None:
-    def signed(value: float) -> str:
-        return f"{value:+.3f}".replace("0.", ".", 1)
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("0.", ".", 1)
 
+
+def print_measures(title: str, report: "Report") -> None:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("system", no_wrap=True)
     against = {(found.system, found.measure): found for found in report.comparisons}
@@ -46,7 +50,7 @@ def print_measures(title: str, report: "Report") -> None:
         cells = []
         for name, mean in means.items():
             found = against.get((system, name))
-            beside = f" {signed(found.difference)}\n({signed(found.low)} {signed(found.high)})" if found else ""
+            beside = f" {_signed(found.difference)}\n({_signed(found.low)} {_signed(found.high)})" if found else ""
             cells.append(f"{mean:.4f}{beside}")
         table.add_row(system, *cells)
     if report.comparisons:
@@ -55,3 +59,34 @@ def print_measures(title: str, report: "Report") -> None:
     if not console.is_terminal:  # a file has room
         console.width = max(console.width, Console(width=1000).measure(table).maximum)
     console.print(table)
+
+
+def tuning_lines(tuned: "Tuned") -> list[str]:
+    def gain(found: "Comparison") -> str:
+        return f"{_signed(found.difference)} ({_signed(found.low)} {_signed(found.high)})"
+
+    def span(least: float, most: float) -> str:
+        return f"{least:g}" if least == most else f"{least:g} to {most:g}"
+
+    curve = dict(tuned.curve)
+    shown = sorted({*list(curve)[:: max(1, len(curve) // (SHOWN - 2))], list(curve)[-1], tuned.weight})
+    better = tuned.over_better.baseline
+    beside = f", {gain(tuned.over_better)} to {better}" if better != "dense" else ""
+    gaps = [f"{tuned.queries_left_out} queries without a positive judgement left out"] if tuned.queries_left_out else []
+    gaps += [f"{tuned.judged_passages_missing} judged passages not in the index"] if tuned.judged_passages_missing else []
+    if tuned.written:
+        outcome = f"written: {tuned.index} is searched by both from now on, scaled={tuned.weight:g}"
+    elif tuned.helps:
+        outcome = "not written, as asked"
+    else:
+        outcome = "not written: on queries that did not choose the weight nothing is gained over dense"
+    return [
+        f"{tuned.measure} of {tuned.queries} queries, {tuned.depth} passages of each side"
+        + "".join(f"; {gap}" for gap in gaps),
+        f"dense {tuned.dense:.4f}  lexical {tuned.lexical:.4f}  both, by the weight of the words:",
+        *(f"  {weight:<5g} {curve[weight]:.4f}{'  best' if weight == tuned.weight else ''}" for weight in shown),
+        f"best weight {tuned.weight:g}: {gain(tuned.over_dense)} to dense{beside}, with 95 % intervals",
+        f"as good within noise: {span(*tuned.plateau)}",
+        f"chosen on one half, measured on the other: {gain(tuned.validated)} to dense; chosen: {span(*tuned.chosen)}",
+        outcome,
+    ]

@@ -131,6 +131,24 @@ def _read_ir_datasets(name: str, split: str | None) -> Benchmark:
     return _without_own(read) if name.startswith("beir/") else read
 
 
+def read_judged(name: str, queries: str | Path, qrels: str | Path, documents: Mapping[str, str]) -> Benchmark:
+    """A benchmark of documents that are elsewhere, from a file of queries and one of judgements.
+
+    Args:
+        queries: as `read_queries` takes them; BEIR's rule for queries that are documents holds where a corpus.jsonl is beside.
+        qrels: as `read_qrels` reads them.
+
+    Raises:
+        UserError: as `read_benchmark`.
+    """
+    path = found(Path(qrels))
+    if not path.is_file():
+        raise UserError(f"{qrels} is no file of judgements; give one of lines qid docid grade, or qid 0 docid grade")
+    read = _assemble(name, "", documents, read_queries(queries), read_qrels(path))
+    folder = Path(queries) if Path(queries).is_dir() else Path(queries).parent
+    return _without_own(read) if found(folder / "corpus.jsonl").is_file() else read
+
+
 def _without_own(read: Benchmark) -> Benchmark:
     """MS MARCO's numbers of queries and passages have nothing to do with one another; in BEIR equal ids mean the same text."""
     own = frozenset(qid for qid in read.queries if qid in read.documents and read.qrels[qid].get(qid, 0) <= 0)

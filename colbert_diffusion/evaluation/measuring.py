@@ -8,7 +8,7 @@ import numpy as np
 
 from ..common.errors import UserError
 from ..common.optional import extra, need
-from .benchmarks import Benchmark
+from .benchmarks import Benchmark, Qrels
 from .runs import Run, without_own
 
 DEFAULT_MEASURES = "nDCG@10 RR@10 R@100 R@1000"
@@ -95,6 +95,15 @@ def evaluate(benchmark: Benchmark, runs: Mapping[str, Run], measures: str = DEFA
         for name, found in report.per_query[system].items():
             report.comparisons.append(compare(report.per_query[baseline][name], found, system, baseline, name))
     return report
+
+
+def values_of(measure: Any, qrels: Qrels, run: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """A parsed measure's value of every judged query, 0 where the run has nothing for it."""
+    ir_measures = need("ir_measures", "measuring", extra("evaluate"))
+    values = dict.fromkeys(qrels, 0.0)
+    if qrels:
+        values |= {found.query_id: float(found.value) for found in ir_measures.evaluator([measure], qrels).iter_calc(run)}
+    return values
 
 
 def compare(

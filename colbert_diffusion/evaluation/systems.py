@@ -5,16 +5,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .. import __version__
 from ..common.errors import UserError
 from ..common.files import write_json
+from ..index.fusion import Fusion
 from .benchmarks import Benchmark
 from .bm25 import bm25_run
 from .exact import Cell, cell_runs, check_cells
 from .measuring import DEFAULT_MEASURES, RESAMPLES, SEED, Report, evaluate, parse_measures
-from .plaid import build_index, check_documents, plaid_run
+from .plaid import Row, build_index, check_documents, check_words, index_runs
 from .runs import Run, read_run, without_own, write_run
 
 REPORT_FILE = "measures.json"
@@ -24,14 +25,17 @@ REPORT_FILE = "measures.json"
 class Systems:
     """Which systems to run, and how. With none named it is PLAID, on an index built for the occasion.
 
-    They come in this order, and the first is the baseline: BM25, exact, exact by cells, PLAID, run files.
+    They come in this order, and the first is the baseline: BM25, exact, exact by cells, PLAID, words, both, run files.
 
     Args:
         checkpoint: folder or hub id; None: the index's, else the small default checkpoint.
-        index: an existing index of the documents, for PLAID.
+        index: an existing index of the documents, for PLAID, words and both.
         k_passage, dim: cells of prefixes, all combinations; empty: the checkpoint's own.
         depth: documents per query.
         nbits: of an index that is built; None: the checkpoint's recommendation.
+        lexical: a row of an index's words alone, "bm25" or "predicted"; and which words an index gets that is built.
+        hybrid: a row of vectors and words, by the fusion that the index recommends, else its default.
+        fusions: a row for each of these.
 
     Raises:
         UserError: settings that do not go together.
@@ -48,16 +52,21 @@ class Systems:
     depth: int = 1000
     nbits: int | None = None
     measures: str = DEFAULT_MEASURES
+    lexical: Literal["bm25", "predicted"] | None = None
+    hybrid: bool = False
+    fusions: tuple[Fusion, ...] = ()
 
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise UserError(f"depth is {self.depth}, expected at least 1")
         if self.index is not None and self.nbits is not None:
             raise UserError(f"{self.index} has its own bits; leave --nbits {self.nbits} or --index out")
-        made = {"bm25": self.bm25, "exact": self.exact, "plaid": self.runs_plaid}
+        if self.lexical not in (None, "bm25", "predicted"):
+            raise UserError(f"--lexical {self.lexical!r:.40}: expected bm25 or predicted")
+        made = {name for name, named in (("bm25", self.bm25), ("exact", self.exact)) if named} | set(self.rows)
         names = [run.stem for run in self.runs]
         for name in names:
-            if names.count(name) > 1 or made.get(name):
+            if names.count(name) > 1 or name in made:
                 raise UserError(f"a run file named {name} would be mistaken for another system; rename it")
 
     @property
@@ -66,8 +75,22 @@ class Systems:
 
     @property
     def runs_plaid(self) -> bool:
-        named = self.exact or self.bm25 or self.runs or self.has_cells
+        named = self.exact or self.bm25 or self.runs or self.has_cells or self.needs_words
         return self.plaid or self.index is not None or not named
+
+    @property
+    def needs_words(self) -> bool:
+        return bool(self.lexical or self.hybrid or self.fusions)
+
+    @property
+    def rows(self) -> dict[str, Row]:
+        """Those of the index, by name."""
+        return (
+            ({"plaid": Row("dense")} if self.runs_plaid else {})
+            | ({"lexical": Row("lexical")} if self.lexical else {})
+            | ({"hybrid": Row("hybrid")} if self.hybrid else {})
+            | {f"hybrid-{fusion.rule}-{fusion.weight:g}": Row("hybrid", fusion) for fusion in self.fusions}
+        )
 
 
 def measure_systems(benchmark: Benchmark, systems: Systems, out: Path | None = None) -> tuple[Report, dict[str, Any]]:
@@ -103,6 +126,7 @@ def measure_systems(benchmark: Benchmark, systems: Systems, out: Path | None = N
             "measures": systems.measures,
             "index": systems.index and str(systems.index),
             "nbits": systems.nbits,
+            "lexical": systems.lexical,
             "bootstrap": {"resamples": RESAMPLES, "seed": SEED},
             "version": __version__,
         },
@@ -117,7 +141,7 @@ def measure_systems(benchmark: Benchmark, systems: Systems, out: Path | None = N
 
     if systems.bm25:
         keep("bm25", bm25_run(benchmark, systems.depth))
-    if systems.runs_plaid or systems.exact or systems.has_cells:
+    if systems.rows or systems.exact or systems.has_cells:
         about["checkpoint"] = _run_checkpoint(benchmark, systems, out, keep)
     report = evaluate(benchmark, made | given, systems.measures)
     if out is not None:
@@ -132,6 +156,10 @@ def _run_checkpoint(
     from ..encoding.checkpoint import DiffusionCheckpoint, default_checkpoint
     from ..encoding.identity import identify
 
+    def keep_all(runs: dict[str, Run]) -> None:
+        for name, run in runs.items():
+            keep(name, run)
+
     path = systems.checkpoint or (_checkpoint_of(systems.index) if systems.index else default_checkpoint())
     identity = identify(path)
     own = Cell(identity.config.k_passage, identity.config.dim)
@@ -139,21 +167,23 @@ def _run_checkpoint(
     check_cells(identity.config, cells)
     if systems.index is not None:
         check_documents(systems.index.absolute(), benchmark)
+        if systems.needs_words:
+            check_words(systems.index.absolute(), systems.lexical)
     names = ({"exact": own} if systems.exact else {}) | (
         {f"exact-k{cell.k}-dim{cell.dim}": cell for cell in cells} if systems.has_cells else {}
     )
     if names:
         checkpoint = DiffusionCheckpoint(identity.path)
         runs = cell_runs(checkpoint, benchmark, list(dict.fromkeys(names.values())), systems.depth)
-        for name, cell in names.items():
-            keep(name, runs[cell])
+        keep_all({name: runs[cell] for name, cell in names.items()})
         del checkpoint  # the searcher loads its own
     if systems.index is not None:
-        keep("plaid", plaid_run(systems.index, benchmark, systems.depth, systems.checkpoint))
-    elif systems.runs_plaid:
+        keep_all(index_runs(systems.index, benchmark, systems.rows, systems.depth, systems.checkpoint))
+    elif systems.rows:
+        words = (systems.lexical or "bm25") if systems.needs_words else None
         with tempfile.TemporaryDirectory() as temporary:
-            index = build_index(str(identity.path), benchmark, (out or Path(temporary)) / "index", systems.nbits)
-            keep("plaid", plaid_run(index, benchmark, systems.depth))
+            index = build_index(str(identity.path), benchmark, (out or Path(temporary)) / "index", systems.nbits, words)
+            keep_all(index_runs(index, benchmark, systems.rows, systems.depth))
     return {"path": str(identity.path), "fingerprint": identity.fingerprint, "dtype": identity.dtype}
 
 

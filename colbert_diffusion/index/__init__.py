@@ -9,6 +9,7 @@ opening     from a folder to its config, checkpoint and texts
 lexical     words beside vectors: BM25's or predicted, written, updated, scored
 postings    the inverted index itself
 fusion      two scores in one
+tuned       a weight that was tuned, into the manifest
 layout      every file of an index, as data
 manifest    the files of an index, with their hashes
 places      where an index grows, and how it takes its place

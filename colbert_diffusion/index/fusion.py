@@ -4,7 +4,7 @@ Measured on faq and semanlink_arxiv (where the default weights were chosen) and 
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,24 @@ class Fusion:
         )
         fused: Floats = (1 - self.weight) * one + self.weight * other
         return fused
+
+
+class Both(NamedTuple):
+    """What vectors and words found for a query: the union of two lists, with both scores of each passage."""
+
+    pids: Floats
+    dense: Floats
+    lexical: Floats
+    k_query: int
+    most: float  # the query's best lexical score in the index
+    by_vectors: Floats  # bool: which of them are in the vectors' list
+    by_words: Floats  # and in the words'
+
+    def best(self, fusion: Fusion, k: int) -> tuple[list[int], list[float]]:
+        """The k best pids by both and their scores, ties by pid."""
+        fused = fusion.fuse(self.dense, self.lexical, self.k_query, self.most, (self.by_vectors, self.by_words))
+        order = np.lexsort((self.pids, -fused))[:k]
+        return self.pids[order].tolist(), fused[order].tolist()
 
 
 def fusion_of(about: Any) -> Fusion | None:

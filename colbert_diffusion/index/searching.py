@@ -27,7 +27,7 @@ from ..texts.collection import as_texts, read_queries
 from ..texts.ids import Ids
 from ..texts.lines import LineFile
 from .dense import DenseSearcher, Ranking, Where, ranking
-from .fusion import WEIGHTS, Fusion, fusion_of
+from .fusion import WEIGHTS, Both, Fusion, fusion_of
 from .layout import METADATA_FILE
 from .lexical import BM25_SOURCE, LEXICAL_FILE, LexicalIndex, Query
 from .manifest import FUSION, check_sizes, read_manifest
@@ -202,6 +202,11 @@ class Searcher(DenseSearcher):
         """How this index's two scores become one, as it was tuned or its checkpoint recommends; None: nobody did."""
         return self._fusion
 
+    @property
+    def default_fusion(self) -> Fusion:
+        """What mode "hybrid" uses where no fusion is given."""
+        return self._fusion or Fusion(weight=WEIGHTS[BM25_SOURCE if self._lexical is None else self._lexical.source])
+
     def mode_of(self, mode: str | None) -> str:
         """The mode of a search that asks for this one. Raises UserError for an unknown one, or words where there are none."""
         if mode is None:
@@ -267,23 +272,49 @@ class Searcher(DenseSearcher):
                 raise UserError('this query was asked in mode "lexical" and has no vectors; ask it in the mode of the answer')
             return self.dense_search(asked.vectors, k, filter_fn=filter_fn, pids=pids, where=where)
         k, pids = self._checked(k, pids)
-        started = perf_counter()
-        lexical = self._lexical.scores(asked.words)
-        allowed = self._restricted(lexical, where, filter_fn, pids)
         if mode == "lexical" or asked.vectors is None:
+            started = perf_counter()
+            allowed = self._restricted(self._lexical.scores(asked.words), where, filter_fn, pids)
             found = largest(allowed, k)
             self._observe("lexical", perf_counter() - started)
             return ranking(k, found.tolist(), allowed[found].tolist())
-        fusion = fusion or self._fusion or Fusion(weight=WEIGHTS[self._lexical.source])
-        depth = fusion.depth(k) if pids is None else max(1, len(pids))
-        by_words = largest(allowed, depth)
+        fusion = fusion or self.default_fusion
+        both = self.both(asked, k, fusion.depth(k), filter_fn=filter_fn, pids=pids, where=where)
+        return ranking(k, *both.best(fusion, k))
+
+    def both(
+        self,
+        asked: Asked,
+        k: int,
+        depth: int,
+        *,
+        filter_fn: Any = None,
+        pids: Sequence[int] | None = None,
+        where: Where | None = None,
+    ) -> Both:
+        """The `depth` best passages of the vectors and those of the words, each with both scores, for any fusion.
+
+        Args:
+            asked: as `ask` gives it in mode "hybrid".
+            k: ColBERT's settings are those for this many; other arguments as `search`.
+
+        Raises:
+            UserError: as `search`.
+        """
+        self.mode_of("hybrid")
+        if asked.vectors is None or asked.words is None or self._lexical is None:
+            raise UserError('this query lacks its vectors or its words; ask it in mode "hybrid"')
+        k, pids = self._checked(k, pids)
+        started = perf_counter()
+        lexical = self._lexical.scores(asked.words)
+        depth = depth if pids is None else max(1, len(pids))
+        by_words = largest(self._restricted(lexical, where, filter_fn, pids), depth)
         self._observe("lexical", perf_counter() - started)
         by_vectors, scores = self._dense(asked.vectors, k, depth, filter_fn, pids, where)
         union, dense = self._completed(asked.vectors, by_vectors[:depth], scores[:depth], by_words, k)
-        retrieved = np.arange(len(union)) < len(by_vectors[:depth]), np.isin(union, by_words)
-        fused = fusion.fuse(dense, lexical[union], _own(asked.vectors), float(lexical.max(initial=0.0)), retrieved)
-        order = np.lexsort((union, -fused))[:k]
-        return ranking(k, union[order].tolist(), fused[order].tolist())
+        first = np.arange(len(union)) < len(by_vectors[:depth])
+        most = float(lexical.max(initial=0.0))
+        return Both(union, dense, lexical[union], _own(asked.vectors), most, first, np.isin(union, by_words))
 
     def _completed(self, q: Tensor, pids: Sequence[int], scores: Sequence[float], others: Ints, k: int) -> tuple[Ints, Ints]:
         """Passages that have been scored and others, which are scored now: pids and MaxSim, the first ones first."""

@@ -234,7 +234,7 @@ def test_runs_are_on_disk_when_a_later_system_fails(
     def failing(*_: object) -> None:
         raise UserError("the disk is full")
 
-    monkeypatch.setattr("colbert_diffusion.evaluation.systems.plaid_run", failing)
+    monkeypatch.setattr("colbert_diffusion.evaluation.systems.index_runs", failing)
     with pytest.raises(UserError, match="the disk is full"):
         measure_systems(benchmark_, Systems(index=index, bm25=True), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["bm25.trec"]
