@@ -267,12 +267,15 @@ class Searcher(DenseSearcher):
             UserError: as `search`.
         """
         mode = self.mode_of(mode)
+        if (mode != "lexical" and asked.vectors is None) or (mode != "dense" and asked.words is None):
+            missing = "vectors" if asked.vectors is None else "words"
+            raise UserError(
+                f'this query was asked without the {missing} that mode "{mode}" needs; ask it in the mode of the answer'
+            )
         if mode == "dense" or self._lexical is None or asked.words is None:
-            if asked.vectors is None:
-                raise UserError('this query was asked in mode "lexical" and has no vectors; ask it in the mode of the answer')
-            return self.dense_search(asked.vectors, k, filter_fn=filter_fn, pids=pids, where=where)
+            return self.dense_search(asked.vectors, k, filter_fn=filter_fn, pids=pids, where=where)  # type: ignore[arg-type]
         k, pids = self._checked(k, pids)
-        if mode == "lexical" or asked.vectors is None:
+        if mode == "lexical":
             started = perf_counter()
             allowed = self._restricted(self._lexical.scores(asked.words), where, filter_fn, pids)
             found = largest(allowed, k)

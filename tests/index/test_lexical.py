@@ -179,6 +179,17 @@ def test_modes_that_cannot_be_are_refused_with_the_remedy(
         BM25(k1=-1)
 
 
+def test_a_query_is_answered_in_the_mode_that_it_was_asked_in(built: dict[str, Path]) -> None:
+    searcher = open_index(built["bm25"])
+    asked = {mode: searcher.ask(["paris moon"], mode=mode)[0] for mode in ("dense", "lexical", "hybrid")}
+    for mode in asked:
+        assert searcher.answer(asked[mode], k=5, mode=mode) == searcher.search("paris moon", k=5, mode=mode)
+        assert searcher.answer(asked["hybrid"], k=5, mode=mode) == searcher.search("paris moon", k=5, mode=mode)
+    for one, other, missing in (("dense", "lexical", "words"), ("dense", "hybrid", "words"), ("lexical", "hybrid", "vectors")):
+        with pytest.raises(UserError, match=f"without the {missing}"):
+            searcher.answer(asked[one], k=5, mode=other)
+
+
 def test_a_stock_searcher_ignores_the_words(index: Path) -> None:
     stock = colbert.Searcher(index.name, index_root=str(index.parent), verbose=0)
     own = open_index(index)
