@@ -52,7 +52,7 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any], grows: Collect
     """
     as_read_back = json.loads(json.dumps(now))
     return ", ".join(
-        f"{name} {one!r:.60} there, {other!r:.60} now" for name, one, other in _differing(there, as_read_back, grows)
+        f"{name} {one!s:.60} there, {other!s:.60} now" for name, one, other in _differing(there, as_read_back, grows)
     )
 
 
