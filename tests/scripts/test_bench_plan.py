@@ -13,7 +13,7 @@ from .conftest import Takes, file_bytes, load, refusal, rows
 def test_planned_and_measured_are_a_plans_and_the_files_and_a_cell_is_built_once(
     tmp_path: Path, takes: Takes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(planning, "probe", lambda shape, checkpoint: (planning.Rates(None, 1e6, 1e3), 0))
+    monkeypatch.setattr(planning, "probe", lambda shape, checkpoint, **_: (planning.Rates(None, 1e6, 1e3), 0))
     script, out = load("bench/plan"), tmp_path / "out"
     takes(6.0)
     arguments = ["--out", str(out), "--cells", "300:2:16:2"]
