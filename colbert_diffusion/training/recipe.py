@@ -40,7 +40,8 @@ class Recipe:
         query_tokens, passage_tokens: bounds of the TEXT in training, as in the reference.
         cached: gradient caching: memory holds one chunk's graph, for a second forward pass.
         chunk_tokens: tokens of one padded chunk.
-        bf16: autocast; gradient_checkpointing: recompute inside the backward pass.
+        bf16: autocast, where the device is fast at it (`model.autocasts`).
+        gradient_checkpointing: recompute inside the backward pass.
         save_every, evaluate_every: steps.
     """
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import Side
 from ..encoding.identity import CheckpointIdentity, identify
 from ..encoding.scoring import Vectors
-from .model import LiveCheckpoint
+from .model import LiveCheckpoint, autocasts
 from .recipe import Recipe
 
 LOOKUP = 500  # keys of one query; SQLite takes 999 at least
@@ -27,7 +27,7 @@ class Teacher:
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, cache: Path) -> None:
-        dtype = "bfloat16" if recipe.bf16 else "float32"
+        dtype = "bfloat16" if autocasts(recipe, device) else "float32"
         self.identity: CheckpointIdentity = identify(str(recipe.teacher), device=device, dtype=dtype)
         bounds = {"query_max_length": recipe.query_tokens, "passage_max_length": recipe.passage_tokens}
         self.config = replace(self.identity.config, length_bound="text", **bounds)  # type: ignore[arg-type]

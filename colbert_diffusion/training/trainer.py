@@ -36,7 +36,7 @@ from .data import Example, Source, Stream, data_hash, read_source
 from .grouping import grouped
 from .log import Log, draw_curves
 from .mining import mine
-from .model import LiveCheckpoint, TrainableModel
+from .model import LiveCheckpoint, TrainableModel, autocasts
 from .recipe import Recipe
 from .state import load_state, save_state, saved_step
 from .step import TrainingStep
@@ -108,7 +108,11 @@ def train(
     """
     out = Path(out)
     _require_plotting()
-    accelerator = Accelerator(mixed_precision="bf16" if recipe.bf16 else "no", cpu=not torch.cuda.is_available())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    mixed = autocasts(recipe, device)
+    if recipe.bf16 and not mixed:
+        note("this processor computes bfloat16 slowly (it has no AVX-512): float32 instead")
+    accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=device.type == "cpu")
     with ExitStack() as held:
         held.enter_context(needing_room(out.with_name(out.name + ".training")))
         if accelerator.is_main_process:

@@ -2,10 +2,11 @@
 
 Usage: train.py PAIRS.jsonl[.gz] [--steps 12] [--start CHECKPOINT]
 
-Both train the same adapter with the same losses under bfloat16 autocast. The plain loop pads queries and passages to
-their longest, runs the teacher at every step and draws its batches in the file's order; ours fills chunks by tokens and
-asks the teacher once per text (here: before the clock starts, as in every epoch or run but the first; "first epoch" is
-with an empty cache). The matmul rate is that of bfloat16 products of 2048 x 2048 matrices, counted in the same run.
+Both train the same adapter with the same losses, under bfloat16 autocast where the processor is fast at it. The plain
+loop pads queries and passages to their longest, runs the teacher at every step and draws its batches in the file's
+order; ours fills chunks by tokens and asks the teacher once per text (here: before the clock starts, as in every epoch
+or run but the first; "first epoch" is with an empty cache). The matmul rate is that of products of 2048 x 2048 matrices
+in the same type, counted in the same run.
 """
 
 import itertools
@@ -28,7 +29,7 @@ from colbert_diffusion.encoding.prompts import pad
 from colbert_diffusion.encoding.scoring import mean_maxsim
 from colbert_diffusion.training.data import Example, read_source
 from colbert_diffusion.training.losses import Targets, dense_losses
-from colbert_diffusion.training.model import TrainableModel
+from colbert_diffusion.training.model import TrainableModel, autocasts
 from colbert_diffusion.training.recipe import PRESETS, Recipe
 from colbert_diffusion.training.step import TrainingStep
 from colbert_diffusion.training.teacher import Teacher
@@ -48,8 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
         recipe = PRESETS["small"].changed({"teacher": str(teacher), "teacher_weight": 1.0})
         examples = list(itertools.islice(read_source(options.pairs), recipe.batch * (options.steps + 1)))
         batches = [examples[i : i + recipe.batch] for i in range(0, len(examples) - recipe.batch + 1, recipe.batch)]
-        rate = matmul_rate()
-        print(f"matmul, bfloat16: {rate / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads")
+        dtype = torch.bfloat16 if autocasts(recipe, torch.device("cpu")) else torch.float32
+        rate = matmul_rate(dtype)
+        print(f"matmul, {str(dtype).removeprefix('torch.')}: {rate / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads")
         ours = our_step(options.start, recipe, Path(folder))
         first = measure("ours, first epoch", ours, batches, rate)
         plain = measure("plain loop", plain_step(options.start, recipe), batches, rate)
@@ -78,14 +80,15 @@ def measure(name: str, step: Step, batches: list[list[Example]], rate: float) ->
     return pairs
 
 
-def matmul_rate(size: int = 2048, repeats: int = 8) -> float:
-    """Operations per second of the best of several large bfloat16 products."""
-    a, b = torch.randn(size, size, dtype=torch.bfloat16), torch.randn(size, size, dtype=torch.bfloat16)
+def matmul_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 8) -> float:
+    """Operations per second of the best of several large products."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     return 2 * size**3 / min(timed(partial(torch.mm, a, b))[1] for _ in range(repeats))
 
 
 def our_step(start: str, recipe: Recipe, folder: Path) -> Step:
-    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    mixed = autocasts(recipe, torch.device("cpu"))
+    accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=True)
     model = TrainableModel(start, recipe, accelerator.device)
     optimizer = torch.optim.AdamW(model.parameters.values(), lr=recipe.learning_rate)
     run = TrainingStep(model, recipe, accelerator, Teacher(recipe, accelerator.device, folder))
@@ -123,7 +126,7 @@ def plain_step(start: str, recipe: Recipe) -> Step:
     def step(examples: list[Example]) -> float:
         queries, passages = [e.query for e in examples], [e.passages[0] for e in examples]
         positives = torch.arange(len(examples))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocasts(recipe, torch.device("cpu"))):
             with torch.no_grad():
                 taught_scores = mean_maxsim(teach(queries, "query"), teach(passages, "passage"))
             q, p = encode(queries, "query"), encode(passages, "passage")

@@ -2,9 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from colbert_diffusion.common.errors import UserError
-from colbert_diffusion.training.recipe import PRESETS, read_recipe
+from colbert_diffusion.training.model import autocasts
+from colbert_diffusion.training.recipe import PRESETS, Recipe, read_recipe
 
 
 def test_the_papers_preset_is_the_papers_recipe() -> None:
@@ -45,3 +47,20 @@ def test_a_wrong_setting_is_one_line_that_names_it(settings: dict[str, str], sai
 def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match="paper"):
         read_recipe("big")
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "processor", "mixed"),
+    [
+        (True, "cpu", "AVX512", True),
+        (True, "cpu", "AVX2", False),  # it emulates bfloat16, some 80 times slower than float32
+        (True, "cpu", "DEFAULT", False),
+        (True, "cuda", "AVX2", True),
+        (False, "cuda", "AVX512", False),
+    ],
+)
+def test_bfloat16_is_used_where_it_is_asked_for_and_fast(
+    asked: bool, device: str, processor: str, mixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    assert autocasts(Recipe(bf16=asked), torch.device(device)) is mixed

@@ -142,6 +142,18 @@ def short() -> Recipe:
     return replace(RECIPE, steps=2, save_every=1)
 
 
+def test_on_a_processor_that_emulates_bfloat16_a_run_is_in_float32_and_says_so(
+    tiny_checkpoint: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    two = replace(RECIPE, steps=2)
+    train(tiny_checkpoint, Data([pairs]), tmp_path / "asked", replace(two, bf16=True))
+    assert "bfloat16 slowly" in capsys.readouterr().err
+    train(tiny_checkpoint, Data([pairs]), tmp_path / "plain", two)
+    assert "bfloat16" not in capsys.readouterr().err
+    assert losses(tmp_path / "asked") == losses(tmp_path / "plain")
+
+
 def test_another_run_under_the_same_name_is_refused_by_what_differs(
     tiny_checkpoint: Path, pairs: Path, tmp_path: Path, short: Recipe
 ) -> None:
