@@ -24,10 +24,12 @@ from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.common.files import written_aside
 from colbert_diffusion.training.data import is_excluded, read_exclusions
 
-sys.path.append(str(Path(__file__).parent / "bench"))
+sys.path.extend(str(Path(__file__).parent / folder) for folder in ("bench", "pairs"))
 from common import errors_in_a_line, make_parser
+from manuals import MANUALS, Kind, read_manuals
 
 LONGEST = 1500  # characters of a passage
+MOST = 6000  # pairs of one kind from one manual
 Pair = tuple[str, str]
 
 
@@ -120,7 +122,11 @@ def select(pairs: Iterable[Pair], shortest: int, exclusions: set[str]) -> tuple[
         else:
             seen |= keys
             kept.append((query, positive[:LONGEST]))
-    return sorted(kept, key=lambda pair: hashlib.sha256("\t".join(pair).encode()).digest()), dropped
+    return sorted(kept, key=by_hash), dropped
+
+
+def by_hash(pair: Pair) -> bytes:
+    return hashlib.sha256("\t".join(pair).encode()).digest()
 
 
 def plain(text: str) -> str:
@@ -129,7 +135,8 @@ def plain(text: str) -> str:
 
 def licence(unpacked: Path, package: str) -> str | None:
     """What a machine-readable copyright file says of all but the packaging, if that is short."""
-    text = (unpacked / "usr/share/doc" / package / "copyright").read_text("utf-8", "replace")
+    path = unpacked / "usr/share/doc" / package / "copyright"
+    text = path.read_text("utf-8", "replace") if path.is_file() else ""  # some link to another package's folder
     upstream = [part for part in text.split("\n\n") if part.startswith("Files:") and not part.startswith("Files: debian/")]
     names = list(dict.fromkeys(re.findall(r"^License: *(\S.*)$", "\n".join(upstream), re.MULTILINE)))
     return ", ".join(names) if 1 <= len(names) <= 3 else None
@@ -192,6 +199,28 @@ def read_wordnet(unpacked: Path) -> Iterator[Pair]:
                 yield ", ".join(re.sub(r"\(\w+\)$", "", lemma).replace("_", " ") for lemma in lemmas), gloss
 
 
+def read_glosses(unpacked: Path) -> Iterator[Pair]:
+    """WordNet's gloss -> GCIDE's article of the same word, where WordNet knows one meaning of it alone."""
+    glosses: dict[str, set[str]] = {}
+    for lemmas, gloss in read_wordnet(unpacked):
+        for lemma in lemmas.split(", "):
+            glosses.setdefault(lemma.lower(), set()).add(gloss.partition('; "')[0])
+    for term, article in read_gcide(unpacked):
+        [gloss, *others] = glosses.get(term.lower(), {""})
+        if gloss and not others:
+            yield gloss, article
+
+
+def read_manual(kind: Kind) -> Callable[[Path], Iterator[Pair]]:
+    """The pairs of a kind, of no manual more than `MOST`, those with the smallest hashes."""
+
+    def read(unpacked: Path) -> Iterator[Pair]:
+        for manual in read_manuals(unpacked):
+            yield from sorted(manual.pairs(kind), key=by_hash)[:MOST]
+
+    return read
+
+
 def read_manpages(unpacked: Path) -> Iterator[Pair]:
     """One line of NAME -> DESCRIPTION."""
     for path in sorted(unpacked.glob("usr/share/man/man*/*.gz")):
@@ -242,10 +271,22 @@ SOURCES = {
     "wordnet": Source("lemmas -> gloss (WordNet 3.0, Princeton)", ("wordnet-base",), "WordNet 3.0", read_wordnet, shortest=4),
     "manpage": Source(
         "what a manual page is about -> its DESCRIPTION (Linux man-pages)",
-        ("manpages", "manpages-dev"),
-        "mostly GPL-2+ and verbatim; per page in the package's copyright file",
+        ("manpages", "manpages-dev", "git-man", "libssl-doc", "systemd", "tcl8.6-doc", "tk8.6-doc"),
+        "per page in the package's copyright file",
         read_manpages,
     ),
+    "jargon": Source(
+        "hackers' term -> article (The Jargon File)",
+        ("dict-jargon",),
+        "public domain",
+        lambda unpacked: read_dictd(unpacked / "usr/share/dictd/jargon"),
+    ),
+    "gloss": Source("WordNet's gloss -> GCIDE's article", ("wordnet-base", "dict-gcide"), "WordNet 3.0; GPL-2+", read_glosses),
+    "heading": Source("heading -> section of a manual", tuple(MANUALS), "of each manual its own", read_manual("heading")),
+    "term": Source(
+        "title and term of a list -> what is said of it", tuple(MANUALS), "of each manual its own", read_manual("term")
+    ),
+    "link": Source("words of a link or index entry -> section", tuple(MANUALS), "of each manual its own", read_manual("link")),
 }
 
 if __name__ == "__main__":
