@@ -10,6 +10,8 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, s
 from ..encoding.scoring import mean_maxsim, prefix_of_batch
 from .recipe import Recipe
 
+QUANTILES = 2**20  # residuals that `coded` sorts; torch.quantile takes 2**24
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -57,9 +59,32 @@ def coverage_loss(vectors: Tensor, teacher: Tensor) -> Tensor:
     return 1 - ((nearest * own).sum(dim=1) / own.sum(dim=1)).mean()
 
 
+def coded(vectors: Tensor, bits: int) -> Tensor:
+    """Passages' vectors as an index keeps them, (n, k, dim) normalised -> the same shape; gradients pass straight through.
+
+    ColBERT's code is the nearest centroid and the residual in buckets of equal frequency (collection_indexer.py,
+    `_compute_avg_residual`; codecs/residual.py). Here the nearest vector of another text of the batch is the centroid:
+    farther away than an index's own, so the error is larger than what it will be.
+    """
+    count, k, _ = vectors.shape
+    if count < 2:
+        return vectors
+    with torch.no_grad():
+        flat = vectors.detach().flatten(0, 1).float()
+        text = torch.arange(count, device=vectors.device).repeat_interleave(k)
+        cosines = (flat @ flat.T).masked_fill(text[:, None] == text[None, :], -2)
+        centroids = flat[cosines.argmax(dim=1)]
+        residuals = flat - centroids
+        share = torch.arange(2**bits, device=vectors.device) / 2**bits
+        sample = residuals.flatten()[:: 1 + residuals.numel() // QUANTILES]
+        cutoffs, weights = sample.quantile(share[1:]), sample.quantile(share + 0.5 / 2**bits)
+        kept = normalize(centroids + weights[torch.bucketize(residuals, cutoffs)], dim=-1).view_as(vectors)
+    return vectors + (kept - vectors.detach())
+
+
 def dense_losses(queries: Tensor, passages: Tensor, targets: Targets, recipe: Recipe) -> dict[str, Tensor]:
     """The weighted losses of one set of vectors."""
-    similarity = mean_maxsim(queries, passages)
+    similarity = mean_maxsim(queries, coded(passages, recipe.codes) if recipe.codes else passages)
     scaled = similarity / recipe.temperature
     losses: dict[str, Tensor] = {}
     if recipe.contrastive:

@@ -8,6 +8,8 @@ from typing import Any, get_type_hints
 from ..common.errors import UserError
 from ..common.files import parse_json, read_json
 
+BITS = (0, 1, 2, 4, 8)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -28,8 +30,11 @@ class Recipe:
         scores: weight of the KL divergence to the examples' own scores (ColBERTv2's distillation).
         teacher: checkpoint whose scores of the whole batch are distilled; None: none.
         teacher_weight, teacher_temperature: of that KL divergence, and for student and teacher alike.
+        teacher_words: added to the teacher's scores: this times BM25's over the query's best in the batch, as `Fusion` adds
+            an index's words (a checkpoint's dense scores are means of cosines there too).
         coverage: weight of 1 - the cosine between each of the teacher's vectors and the nearest of the text's own
             (`losses.coverage_loss`); the teacher has the checkpoint's dim.
+        codes: passages are scored as an index of so many bits would keep them (`losses.coded`); 0: as they are.
         diffusion: weight of the masked-diffusion objective on passages (mask ratio t uniform, weight 1/t).
         diffusion_share: of the passages that it sees.
         diversity: weight of the mean squared cosine between a passage's vectors.
@@ -62,7 +67,9 @@ class Recipe:
     teacher: str | None = None
     teacher_weight: float = 0.0
     teacher_temperature: float = 0.05
+    teacher_words: float = 0.0
     coverage: float = 0.0
+    codes: int = 0
     diffusion: float = 0.0
     diffusion_share: float = 0.25
     diversity: float = 0.0
@@ -96,6 +103,10 @@ class Recipe:
         if self.teacher is None and any(taught.values()):
             asked = ", ".join(f"{name} {getattr(self, name)}" for name, wanted in taught.items() if wanted)
             raise UserError(f"the recipe has {asked} and there is no teacher: name a checkpoint")
+        if self.teacher_words and not self.teacher_weight:
+            raise UserError(f"teacher_words {self.teacher_words} adds to a teacher's scores, and teacher_weight is 0")
+        if self.codes not in BITS:
+            raise UserError(f"codes is {self.codes}, expected bits of an index ({', '.join(map(str, BITS[1:]))}) or 0")
         if self.scores and not self.negatives:
             raise UserError("distillation from scores ranks a query's own passages: set negatives to 1 or more")
         if not any((self.contrastive, self.sparse, self.scores, self.teacher_weight, self.coverage, self.diffusion)):

@@ -25,7 +25,7 @@ from .data import Example
 from .losses import Targets, diffusion_loss, diversity_loss, nested_losses, sparse_loss
 from .model import TrainableModel
 from .recipe import Recipe
-from .teacher import Teacher
+from .teacher import Teacher, WordTeacher
 
 Representation = tuple[Tensor, Tensor]  # vectors (n, k, dim), word activations (n, words)
 Forward = Callable[[int], Representation]  # chunk number -> its texts' representations
@@ -68,6 +68,7 @@ class TrainingStep:
     def __post_init__(self) -> None:
         tokenizer = self.model.backbone.tokenizer
         never = (tokenizer.unk_token_id, tokenizer.mask_token_id, self.model.backbone.mask_token_id)
+        self._word_teacher = WordTeacher()
         self._content_ids = ContentIds(self.model.backbone.tokenize, never)
 
     def __call__(self, examples: Sequence[Example], step: int) -> dict[str, float]:
@@ -165,6 +166,8 @@ class TrainingStep:
             q = self._gather_ragged(self.teacher.vectors(self._share(queries), "query"))
             p = self._gather_ragged(self.teacher.vectors(self._share(passages), "passage"))
             teacher, covered = mean_maxsim_padded(q, p), (q, p)
+            if self.recipe.teacher_words:
+                teacher = teacher + self.recipe.teacher_words * self._word_teacher.scores(queries, passages).to(device)
         return Targets(positives, excluded, own, scores, teacher, covered)
 
     def _gather_ragged(self, vectors: Sequence[Tensor]) -> Tensor:

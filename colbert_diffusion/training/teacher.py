@@ -1,7 +1,9 @@
-"""An embedding teacher: a checkpoint whose vectors are computed once per text and kept on disk, for every later run."""
+"""What is distilled: a checkpoint's vectors, computed once per text and kept on disk for every later run, and words."""
 
 import hashlib
+import math
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from torch import Tensor
 from ..config import Side
 from ..encoding.identity import CheckpointIdentity, identify
 from ..encoding.scoring import Vectors
+from ..index.lexical import BM25, Stems
 from .model import LiveCheckpoint, autocasts
 from .recipe import Recipe
 
@@ -65,3 +68,33 @@ class Teacher:
         if self._model is None:  # a run whose texts are all known never loads it
             self._model = LiveCheckpoint.load(self.identity, self.config)
         return self._model.encode_query(texts) if side == "query" else self._model.encode_document(texts)
+
+
+class WordTeacher:
+    """BM25 among the passages of a batch: what of its own has a passage that the query asks for?
+
+    Document frequencies are the batch's: where passages are alike, their common words say nothing of which is meant.
+    """
+
+    def __init__(self) -> None:
+        self._stems, self._settings = Stems(), BM25()
+
+    def scores(self, queries: Sequence[str], passages: Sequence[str]) -> Tensor:
+        """float32 (queries, passages), each query's divided by its best; 0 where it shares no word with any."""
+        counts = [Counter(self._stems.of(text)) for text in passages]
+        lengths = [counted.total() for counted in counts]
+        mean = sum(lengths) / len(lengths) or 1
+        k1, b = self._settings.k1, self._settings.b
+        postings: dict[str, dict[int, float]] = {}
+        for column, (counted, length) in enumerate(zip(counts, lengths, strict=True)):
+            for word, count in counted.items():
+                postings.setdefault(word, {})[column] = count / (count + k1 * (1 - b + b * length / mean))
+        scores = torch.zeros(len(queries), len(passages))
+        for row, query in enumerate(queries):
+            for word in self._stems.of(query):
+                found = postings.get(word, {})
+                idf = math.log(1 + (len(passages) - len(found) + 0.5) / (len(found) + 0.5))
+                for column, weight in found.items():
+                    scores[row, column] += idf * weight
+        best = scores.amax(dim=1, keepdim=True)
+        return scores / best.where(best > 0, 1)

@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -10,6 +11,7 @@ from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.encoding.scoring import mean_maxsim, prefix_of_batch
 from colbert_diffusion.training.losses import (
     Targets,
+    coded,
     coverage_loss,
     dense_losses,
     diffusion_loss,
@@ -48,6 +50,46 @@ def test_a_prefix_covers_the_teachers_prefix() -> None:
     assert float(cut["coverage"]) == pytest.approx(0, abs=1e-6)
     first = dense_losses(queries, passages[:, :1], targets, recipe)
     assert float(first["coverage"]) == pytest.approx(float(coverage_loss(passages[:, :1], passages)), abs=1e-6)
+
+
+def test_a_coded_vector_is_another_texts_nearest_plus_its_residuals_buckets() -> None:
+    vectors = unit(6, 3, 8)
+    flat, bits = vectors.flatten(0, 1).numpy(), 2
+    own = np.arange(18) // 3
+    cosines = np.where(own[:, None] == own[None, :], -2, flat @ flat.T)
+    centroids = flat[cosines.argmax(axis=1)]
+    residuals = flat - centroids
+    cutoffs = np.quantile(residuals, np.arange(1, 4) / 4)
+    weights = np.quantile(residuals, (np.arange(4) + 0.5) / 4)
+    expected = centroids + weights[np.searchsorted(cutoffs, residuals)]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(coded(vectors, bits).flatten(0, 1).numpy(), expected, atol=1e-5)
+
+
+def test_finer_codes_lose_less_and_one_text_has_none() -> None:
+    vectors = unit(6, 3, 8)
+    lost = [float((coded(vectors, bits) - vectors).norm()) for bits in (1, 2, 4, 8)]
+    assert lost == sorted(lost, reverse=True)
+    assert lost[-1] < lost[0] / 10
+    assert torch.equal(coded(vectors[:1], 1), vectors[:1])
+
+
+def test_gradients_pass_codes_as_if_there_were_none() -> None:
+    vectors, direction = unit(4, 3, 8).requires_grad_(), torch.randn(4, 3, 8, generator=generator)
+    [gradient] = torch.autograd.grad((coded(vectors, 1) * direction).sum(), vectors)
+    assert torch.equal(gradient, direction)
+
+
+def test_scores_are_of_coded_passages_where_the_recipe_says_so() -> None:
+    queries, passages = unit(4, 2, 8), unit(4, 3, 8)
+    plain = Recipe(contrastive=1, temperature=0.05)
+    there = dense_losses(queries, passages, in_batch(4), replace(plain, codes=1))
+    assert float(there["contrastive"]) == pytest.approx(
+        float(dense_losses(queries, coded(passages, 1), in_batch(4), plain)["contrastive"]), abs=1e-6
+    )
+    assert float(there["contrastive"]) != pytest.approx(
+        float(dense_losses(queries, passages, in_batch(4), plain)["contrastive"])
+    )
 
 
 def test_infonce_is_the_cross_entropy_of_the_positive_among_what_is_not_excluded() -> None:
@@ -107,7 +149,13 @@ def test_masked_words_weigh_one_over_their_texts_mask_ratio() -> None:
 
 
 def test_a_recipe_that_trains_nothing_or_contradicts_itself_is_refused() -> None:
-    taught: list[dict[str, float]] = [{"teacher_weight": 1.0}, {"coverage": 1.0}, {"grouped": 4}]
+    taught: list[dict[str, float]] = [
+        {"teacher_weight": 1.0},
+        {"coverage": 1.0},
+        {"grouped": 4},
+        {"teacher_words": 0.2},
+        {"codes": 3},
+    ]
     for wrong in (*taught, {"contrastive": 0.0}, {"scores": 1.0}, {"temperature": 0.0}, {"steps": 0}):
         with pytest.raises(UserError):
             Recipe(**wrong)  # type: ignore[arg-type]

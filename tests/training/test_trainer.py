@@ -272,6 +272,21 @@ def test_token_vectors_teach_texts_of_different_lengths(
         assert 0 < last < first, name
 
 
+def test_words_are_added_to_the_teachers_scores_and_codes_to_the_passages(
+    tiny_checkpoint: Path, pairs: Path, tmp_path: Path, short: Recipe
+) -> None:
+    whole = replace(short, nested_k_query=(), nested_k_passage=(), nested_dim=())
+    taught = replace(whole, teacher=str(tiny_checkpoint), teacher_weight=1.0, contrastive=0.0)
+    recipes = {"plain": taught, "words": replace(taught, teacher_words=0.3), "codes": replace(taught, codes=1)}
+    first = {}
+    for name, recipe in recipes.items():
+        train(tiny_checkpoint, Data([pairs]), tmp_path / name, recipe)
+        first[name] = losses(tmp_path / name)[0]["teacher"]
+    assert first["plain"] == pytest.approx(0, abs=1e-3)  # it is its own teacher
+    assert first["words"] > 0.01
+    assert first["codes"] > 0.01
+
+
 def test_hard_negatives_are_mined_first_and_trained_on(
     tiny_checkpoint: Path, pairs: Path, tmp_path: Path, short: Recipe
 ) -> None:
