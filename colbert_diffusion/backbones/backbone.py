@@ -64,8 +64,10 @@ class Backbone:
 
     @property
     def _reserved_positions(self) -> int:
-        """RoBERTa counts from the position behind its padding id."""
+        """RoBERTa counts from the position behind its padding id, MPNet behind 1."""
         config = self.model.config
+        if config.model_type == "mpnet":
+            return 2
         return int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
 
     def tokenize(self, texts: Sequence[str], max_length: int | None = None, cut: Cut | None = None) -> list[list[int]]:

@@ -7,6 +7,8 @@ from transformers import (
     BertModel,
     DistilBertConfig,
     DistilBertModel,
+    MPNetConfig,
+    MPNetModel,
     RobertaConfig,
     RobertaModel,
     XLMRobertaConfig,
@@ -20,6 +22,7 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "distilbert": (DistilBertModel, DistilBertConfig),
     "roberta": (RobertaModel, RobertaConfig),
     "xlm-roberta": (XLMRobertaModel, XLMRobertaConfig),
+    "mpnet": (MPNetModel, MPNetConfig),
 }
 
 
@@ -33,7 +36,7 @@ BERT = Family(
     model_types=tuple(CLASSES),
     native=native,
     renames=(
-        (r"^(bert|distilbert|roberta)\.", ""),
+        (r"^(bert|distilbert|roberta|mpnet)\.", ""),
         (r"\bLayerNorm\.gamma$", "LayerNorm.weight"),  # TensorFlow-era checkpoints
         (r"\bLayerNorm\.beta$", "LayerNorm.bias"),
     ),

@@ -17,6 +17,8 @@ from transformers import (
     LlamaForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
+    MPNetConfig,
+    MPNetForMaskedLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -59,9 +61,10 @@ PUBLISHED: dict[str, tuple[Any, Any]] = {
     "distilbert": (DistilBertForMaskedLM, DistilBertConfig(**DISTIL, initializer_range=0.2)),
     "roberta": (RobertaForMaskedLM, RobertaConfig(**ENCODER, pad_token_id=0)),
     "xlm-roberta": (XLMRobertaForMaskedLM, XLMRobertaConfig(**ENCODER, pad_token_id=0)),
+    "mpnet": (MPNetForMaskedLM, MPNetConfig(**ENCODER, pad_token_id=0)),
     "modernbert": (ModernBertForMaskedLM, ModernBertConfig(**MODERN)),
 }
-NATURALLY_BIDIRECTIONAL = frozenset({"bert", "distilbert", "roberta", "xlm-roberta", "modernbert"})
+NATURALLY_BIDIRECTIONAL = frozenset({"bert", "distilbert", "roberta", "xlm-roberta", "mpnet", "modernbert"})
 
 
 def publish(model_type: str, folder: Path, **save: Any) -> torch.nn.Module:
