@@ -30,6 +30,7 @@ class Recipe:
         scores: weight of the KL divergence to the examples' own scores (ColBERTv2's distillation).
         teacher: checkpoint whose scores of the whole batch are distilled; None: none.
         teacher_weight, teacher_temperature: of that KL divergence, and for student and teacher alike.
+        second_teacher, second_weight: a checkpoint of any dim whose scores, times the weight, are added to the teacher's.
         teacher_words: added to the teacher's scores: this times BM25's over the query's best in the batch, as `Fusion` adds
             an index's words (a checkpoint's dense scores are means of cosines there too).
         coverage: weight of 1 - the cosine between each of the teacher's vectors and the nearest of the text's own
@@ -67,6 +68,8 @@ class Recipe:
     teacher: str | None = None
     teacher_weight: float = 0.0
     teacher_temperature: float = 0.05
+    second_teacher: str | None = None
+    second_weight: float = 0.0
     teacher_words: float = 0.0
     coverage: float = 0.0
     codes: int = 0
@@ -103,8 +106,14 @@ class Recipe:
         if self.teacher is None and any(taught.values()):
             asked = ", ".join(f"{name} {getattr(self, name)}" for name, wanted in taught.items() if wanted)
             raise UserError(f"the recipe has {asked} and there is no teacher: name a checkpoint")
-        if self.teacher_words and not self.teacher_weight:
-            raise UserError(f"teacher_words {self.teacher_words} adds to a teacher's scores, and teacher_weight is 0")
+        added = {"teacher_words": self.teacher_words, "second_weight": self.second_weight}
+        if any(added.values()) and not self.teacher_weight:
+            asked = ", ".join(f"{name} {weight}" for name, weight in added.items() if weight)
+            raise UserError(f"the recipe has {asked}, added to a teacher's scores, and teacher_weight is 0")
+        if (self.second_teacher is None) != (self.second_weight == 0):
+            raise UserError(
+                f"second_teacher is {self.second_teacher} and second_weight {self.second_weight}: give both or none"
+            )
         if self.codes not in BITS:
             raise UserError(f"codes is {self.codes}, expected bits of an index ({', '.join(map(str, BITS[1:]))}) or 0")
         if self.scores and not self.negatives:

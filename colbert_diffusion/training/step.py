@@ -64,6 +64,7 @@ class TrainingStep:
     recipe: Recipe
     accelerator: Accelerator
     teacher: Teacher | None = None
+    second: Teacher | None = None
 
     def __post_init__(self) -> None:
         tokenizer = self.model.backbone.tokenizer
@@ -163,12 +164,19 @@ class TrainingStep:
             scores = torch.tensor([own_scores(example, own) for example in examples], device=device)
         teacher = covered = None
         if self.teacher is not None and (self.recipe.teacher_weight or self.recipe.coverage):
-            q = self._gather_ragged(self.teacher.vectors(self._share(queries), "query"))
-            p = self._gather_ragged(self.teacher.vectors(self._share(passages), "passage"))
-            teacher, covered = mean_maxsim_padded(q, p), (q, p)
+            covered = self._taught(self.teacher, queries, passages)
+            teacher = mean_maxsim_padded(*covered)
+            if self.second is not None:
+                others = mean_maxsim_padded(*self._taught(self.second, queries, passages))
+                teacher = teacher + self.recipe.second_weight * others
             if self.recipe.teacher_words:
                 teacher = teacher + self.recipe.teacher_words * self._word_teacher.scores(queries, passages).to(device)
         return Targets(positives, excluded, own, scores, teacher, covered)
+
+    def _taught(self, teacher: Teacher, queries: Sequence[str], passages: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """A teacher's vectors of all processes' queries and passages."""
+        q = self._gather_ragged(teacher.vectors(self._share(queries), "query"))
+        return q, self._gather_ragged(teacher.vectors(self._share(passages), "passage"))
 
     def _gather_ragged(self, vectors: Sequence[Tensor]) -> Tensor:
         """All processes' texts, (texts, most vectors, dim), zeros behind each text's own."""

@@ -23,15 +23,16 @@ LOOKUP = 500  # keys of one query; SQLite takes 999 at least
 
 
 class Teacher:
-    """Vectors of `recipe.teacher`, of texts cut to the lengths that the student sees.
+    """A checkpoint's vectors, of texts cut to the lengths that the student sees.
 
     Args:
+        checkpoint: folder or hub id.
         cache: folder for the file of vectors already computed; several runs and processes share it.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, cache: Path) -> None:
+    def __init__(self, checkpoint: str, recipe: Recipe, device: torch.device, cache: Path) -> None:
         dtype = "bfloat16" if autocasts(recipe, device) else "float32"
-        self.identity: CheckpointIdentity = identify(str(recipe.teacher), device=device, dtype=dtype)
+        self.identity: CheckpointIdentity = identify(checkpoint, device=device, dtype=dtype)
         bounds = {"query_max_length": recipe.query_tokens, "passage_max_length": recipe.passage_tokens}
         self.config = replace(self.identity.config, length_bound="text", **bounds)  # type: ignore[arg-type]
         self._model: LiveCheckpoint | None = None

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -150,22 +150,26 @@ class _Run:
         groups = parameter_groups(self.parameters, recipe)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
         self.schedule = LambdaLR(self.optimizer, lambda step: rate_at(step, recipe))
-        teacher = None if recipe.teacher is None else Teacher(recipe, accelerator.device, out.parent)
+        teacher, second = (
+            None if checkpoint is None else Teacher(checkpoint, recipe, accelerator.device, out.parent)
+            for checkpoint in (recipe.teacher, recipe.second_teacher)
+        )
         if teacher is not None and recipe.coverage and teacher.config.dim != self.model.config.dim:
             raise UserError(
                 f"coverage compares vectors with the teacher's, of dim {teacher.config.dim}; the checkpoint's dim is "
                 f"{self.model.config.dim}: convert the teacher with --dim {self.model.config.dim}, or set coverage to 0"
             )
-        self.step = TrainingStep(self.model, recipe, accelerator, teacher)
-        self.about = self._describe(teacher)
+        self.step = TrainingStep(self.model, recipe, accelerator, teacher, second)
+        self.about = self._describe()
         self.best: dict[str, Any] = {}
 
-    def _describe(self, teacher: Teacher | None) -> dict[str, Any]:
+    def _describe(self) -> dict[str, Any]:
         """What makes this run this run; a resumed one must say the same."""
         return {
             "start": self.model.start.path.name,
             "start_fingerprint": self.model.start.fingerprint,
-            "teacher_fingerprint": None if teacher is None else teacher.identity.fingerprint,
+            "teacher_fingerprint": None if self.step.teacher is None else self.step.teacher.identity.fingerprint,
+            "second_fingerprint": None if self.step.second is None else self.step.second.identity.fingerprint,
             "data": self.data.describe(),
             "recipe": asdict(self.recipe),
             "dev": [benchmark.name for benchmark in self.benchmarks],
@@ -220,8 +224,10 @@ class _Run:
         return done
 
     def _renewed(self, there: Mapping[str, Any]) -> dict[str, Any]:
-        """A run by version 0.1 named its checkpoints by its own hashes."""
+        """A run by version 0.1 named its checkpoints by its own hashes; fields of later recipes had their defaults' meaning."""
         there = self.model.start.current(there, "start_fingerprint")
+        defaults = json.loads(json.dumps({field.name: field.default for field in fields(Recipe)}))
+        there = {**there, "recipe": defaults | there["recipe"]}
         return there if self.step.teacher is None else self.step.teacher.identity.current(there, "teacher_fingerprint")
 
     def _update(self, losses: Mapping[str, float]) -> None:

@@ -91,7 +91,7 @@ def our_step(start: str, recipe: Recipe, folder: Path) -> Step:
     accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=True)
     model = TrainableModel(start, recipe, accelerator.device)
     optimizer = torch.optim.AdamW(model.parameters.values(), lr=recipe.learning_rate)
-    run = TrainingStep(model, recipe, accelerator, Teacher(recipe, accelerator.device, folder))
+    run = TrainingStep(model, recipe, accelerator, Teacher(str(recipe.teacher), recipe, accelerator.device, folder))
     count = itertools.count(1)
 
     def step(examples: list[Example]) -> float:

@@ -154,6 +154,7 @@ def test_a_recipe_that_trains_nothing_or_contradicts_itself_is_refused() -> None
         {"coverage": 1.0},
         {"grouped": 4},
         {"teacher_words": 0.2},
+        {"second_weight": 1.0},
         {"codes": 3},
     ]
     for wrong in (*taught, {"contrastive": 0.0}, {"scores": 1.0}, {"temperature": 0.0}, {"steps": 0}):

@@ -241,7 +241,7 @@ def test_grouped_batches_are_each_epochs_examples_once_and_are_resumed_inside_a_
     tiny_checkpoint: Path, pairs: Path, tmp_path: Path, short: Recipe
 ) -> None:
     recipe = replace(short, teacher=str(tiny_checkpoint), grouped=3, batch=10)
-    stream, teacher = Data([pairs]).stream(recipe), Teacher(recipe, torch.device("cpu"), tmp_path)
+    stream, teacher = Data([pairs]).stream(recipe), Teacher(str(tiny_checkpoint), recipe, torch.device("cpu"), tmp_path)
     batches = list(itertools.islice(draw_batches(stream, recipe, teacher, 0), 6))
     plain = itertools.islice(stream.iterate(), 60)
     assert sorted(example.query for batch in batches for example in batch) == sorted(example.query for example in plain)
@@ -272,12 +272,14 @@ def test_token_vectors_teach_texts_of_different_lengths(
         assert 0 < last < first, name
 
 
-def test_words_are_added_to_the_teachers_scores_and_codes_to_the_passages(
-    tiny_checkpoint: Path, pairs: Path, tmp_path: Path, short: Recipe
+def test_words_and_a_second_teachers_scores_are_added_to_the_firsts_and_codes_to_the_passages(
+    tiny_checkpoint: Path, tiny_config: DiffusionConfig, pairs: Path, tmp_path: Path, short: Recipe
 ) -> None:
+    convert(tiny_config.backbone, tmp_path / "other", readout="mean", dim=16)
     whole = replace(short, nested_k_query=(), nested_k_passage=(), nested_dim=())
     taught = replace(whole, teacher=str(tiny_checkpoint), teacher_weight=1.0, contrastive=0.0)
     recipes = {"plain": taught, "words": replace(taught, teacher_words=0.3), "codes": replace(taught, codes=1)}
+    recipes["second"] = replace(taught, second_teacher=str(tmp_path / "other"), second_weight=1.0)
     first = {}
     for name, recipe in recipes.items():
         train(tiny_checkpoint, Data([pairs]), tmp_path / name, recipe)
@@ -285,6 +287,7 @@ def test_words_are_added_to_the_teachers_scores_and_codes_to_the_passages(
     assert first["plain"] == pytest.approx(0, abs=1e-3)  # it is its own teacher
     assert first["words"] > 0.01
     assert first["codes"] > 0.01
+    assert first["second"] > 0.01
 
 
 def test_hard_negatives_are_mined_first_and_trained_on(
