@@ -31,6 +31,7 @@ FURNITURE = re.compile(  # a word of an element's class
     r"|(breadcrumb|highlight|sidebar|sphinxsidebar|bd-sidebar|bd-toc|rst-footer).*)"
 )
 NEVER = ("faq",)  # folders: one of the collections that the small checkpoint is measured on is made of such pages
+PROGRAM = re.compile(r"[_()\[\]{}=<>|\\*]")  # signs of names and signatures
 HEADING = re.compile(r"h[1-6]")
 NUMBERING = re.compile(
     r"^((chapter|appendix|section|part)\s+)?([A-Z]?[0-9]+([.-][0-9A-Za-z]{1,3})*|[A-Z]([.][0-9]+)+)[.:)]?\s+", re.I
@@ -66,7 +67,7 @@ MANUALS = {  # package: its folder or Info files below /usr/share, as a pattern
     "ghc-doc": "doc/ghc-doc/html/users_guide",
     "dpdk-doc": "doc/dpdk/guides",
     "lilypond-doc-html": "doc/lilypond/html/Documentation",
-    "db5.3-doc": "doc/db5.3-doc",
+    "db5.3-doc": "doc/db5.3-doc/programmer_reference",
     "csound-doc": "doc/csound-doc/html",
     "povray-doc": "doc/povray/html",
     "ada-reference-manual-2012": "doc/ada-reference-manual-2012/arm2012.html",
@@ -138,9 +139,14 @@ class Manual:
 
 
 def is_query(text: str) -> bool:
-    """A few words, mostly letters."""
+    """A few words, mostly letters, and no program's."""
     letters = sum(character.isalpha() and character.isascii() for character in text)
-    return len(text.split()) in WORDS and len(text) <= 120 and letters >= 0.7 * len(text.replace(" ", ""))
+    return (
+        len(text.split()) in WORDS
+        and len(text) <= 120
+        and not PROGRAM.search(text)
+        and letters >= 0.7 * len(text.replace(" ", ""))
+    )
 
 
 class Page:

@@ -75,7 +75,9 @@ def test_an_info_manuals_index_leads_to_its_nodes(manuals: ModuleType, tmp_path:
     assert dict(manual.pairs("link")) == {"single quotes kept": f"Quoting of Words. It {SAID}. More."}
 
 
-@pytest.mark.parametrize("text", ["word", "x = y + 1 * 3", "α β γ δ", "a " * 40, "12 34 56 page"])
+@pytest.mark.parametrize(
+    "text", ["word", "x = y + 1 * 3", "α β γ δ", "a " * 40, "12 34 56 page", "join(iterable, strict) of two", "size_t of it"]
+)
 def test_a_query_is_a_few_words(text: str, manuals: ModuleType) -> None:
     assert not manuals.is_query(text)
     assert manuals.is_query("how a page is filled")
