@@ -47,14 +47,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--exclude", type=Path, help="hashes of texts to leave out, e.g. those of evaluation collections")
     parser.add_argument("--from", dest="fetched", type=Path, help="folder with .deb files and package lists")
-    parser.add_argument("--limit", type=limit, action="append", default=[], help="at most N pairs of source NAME")
+    parser.add_argument("--limit", type=limit, action="append", default=[], help="at most N pairs of NAME; 0: not read")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         fetched, unpacked = given.fetched or Path(temporary, "fetched"), Path(temporary, "unpacked")
         exclusions = read_exclusions(given.exclude) if given.exclude else set()
-        fetch(fetched, unpacked)
         limits = dict(given.limit)
-        rows = [prepare(name, unpacked, given.out, exclusions, limits.get(name)) for name in SOURCES]
+        wanted = [name for name in SOURCES if limits.get(name) != 0]
+        fetch(fetched, unpacked, {package for name in wanted for package in SOURCES[name].packages})
+        rows = [prepare(name, unpacked, given.out, exclusions, limits.get(name)) for name in wanted]
     about = "# Training pairs\n\n| file | what | pairs | Debian packages | licence |\n|---|---|---|---|---|\n"
     (given.out / "README.md").write_text(about + "".join(rows), encoding="utf-8")
 
@@ -66,7 +67,7 @@ def limit(text: str) -> tuple[str, int]:
     return name, int(number)
 
 
-def fetch(fetched: Path, unpacked: Path) -> None:
+def fetch(fetched: Path, unpacked: Path, packages: set[str]) -> None:
     """Get what is not there yet, with apt's own checks of signatures, and unpack it; the system stays as it is."""
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
@@ -75,7 +76,7 @@ def fetch(fetched: Path, unpacked: Path) -> None:
     if not list(fetched.glob("*Translation-en")):
         options = (f"Dir::State::Lists={fetched.absolute()}", "Acquire::Languages=en", "Acquire::GzipIndexes=false")
         run("apt-get", "update", *(part for option in options for part in ("-o", option)))
-    for package in sorted({package for source in SOURCES.values() for package in source.packages}):
+    for package in sorted(packages):
         if not list(fetched.glob(f"{package}_*.deb")):
             run("apt-get", "download", package, cwd=fetched)
         run("dpkg-deb", "-x", str(max(fetched.glob(f"{package}_*.deb")).absolute()), str(unpacked))

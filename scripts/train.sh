@@ -13,7 +13,8 @@ export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLO
 
 if [ ! -f "$WORK/pairs/README.md" ]; then
     .venv/bin/python scripts/prepare_pairs.py "$WORK/pairs" ${EXCLUDE:+--exclude "$EXCLUDE"} \
-        --from "$WORK/packages" --limit wordnet=12000 --limit gcide=0
+        --from "$WORK/packages" --limit wordnet=12000 \
+        $(printf -- '--limit %s=0 ' gcide jargon gloss heading term link)
 fi
 if [ ! -f "$WORK/fit.jsonl" ]; then
     zcat "$WORK"/pairs/{debian_synopsis,foldoc}.jsonl.gz | sed 's/^{"query": .*, "positive":/{"text":/' |

@@ -123,6 +123,25 @@ def test_equal_packages_give_equal_files_with_a_readme(
     assert "some: 3 pairs" in capsys.readouterr().out
 
 
+def test_a_source_that_is_not_wanted_is_neither_fetched_nor_read(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise AssertionError("read")
+
+    pairs = [("query", "passage " + "x" * 90)]
+    sources = {
+        "some": script.Source("this -> that", ("a",), "MIT", lambda _: iter(pairs)),
+        "other": script.Source("this -> that", ("a", "b"), "MIT", refuse),
+    }
+    fetched: list[set[str]] = []
+    monkeypatch.setattr(script, "SOURCES", sources)
+    monkeypatch.setattr(script, "fetch", lambda *given: fetched.append(given[2]))
+    script.main([str(tmp_path), "--limit", "other=0"])
+    assert fetched == [{"a"}]
+    assert {path.name for path in tmp_path.iterdir()} == {"some.jsonl.gz", "README.md"}
+
+
 def test_without_apt_the_error_is_one_line(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
