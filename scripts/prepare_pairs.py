@@ -268,6 +268,7 @@ SOURCES = {
         ("dict-gcide",),
         "GPL-2+",
         read_gcide,
+        shortest=40,
     ),
     "wordnet": Source("lemmas -> gloss (WordNet 3.0, Princeton)", ("wordnet-base",), "WordNet 3.0", read_wordnet, shortest=4),
     "manpage": Source(
