@@ -28,6 +28,8 @@ PROJECTION_FILE = "projection.safetensors"
 HEAD_FILE = "head.safetensors"
 
 
+NBITS = (1, 2, 4, 8)  # per dimension of a residual, as ColBERT packs them
+
 MOST = 2**20  # of a length, a size or a prompt; far more than any model here takes
 TOKENS = 2**24  # rows of an embedding
 NUMBERS = {

@@ -26,11 +26,10 @@ from colbert_diffusion.training.data import is_excluded, read_exclusions
 
 sys.path.extend(str(Path(__file__).parent / folder) for folder in ("bench", "pairs"))
 from common import errors_in_a_line, make_parser
-from manuals import MANUALS, Kind, read_manuals
+from manuals import MANUALS, Kind, Pair, read_manuals
 
 LONGEST = 1500  # characters of a passage
 MOST = 6000  # pairs of one kind from one manual
-Pair = tuple[str, str]
 
 
 class Source(NamedTuple):

@@ -22,6 +22,7 @@ from ..config import (
     CHECKPOINT,
     COLBERT_FILE,
     CONFIG_FILE,
+    NBITS,
     RELEASED,
     DiffusionConfig,
     PromptParts,
@@ -151,7 +152,7 @@ def _projection(
 
 def _recommended(config: DiffusionConfig, nbits: int | None) -> Mapping[str, float]:
     """The config's search settings, with these bits if any."""
-    if nbits not in (None, 1, 2, 4, 8):
+    if nbits not in (None, *NBITS):
         raise UserError(f"nbits is {nbits}, expected 1, 2, 4 or 8")
     return config.search if nbits is None else {**config.search, "nbits": nbits}
 

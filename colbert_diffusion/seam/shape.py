@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import UserError
-from ..config import COLBERT_FILE, RELEASED, check_colbert_file, layout_of
+from ..config import COLBERT_FILE, NBITS, RELEASED, check_colbert_file, layout_of
 
 CHUNK = 25_000  # passages; ColBERT's (data/collection.py:78)
 KMEANS_STEPS = 4  # ColBERT's default (infra/config/settings.py:168)
@@ -110,7 +110,7 @@ def fitting_partitions(wanted: int, sampled: int) -> int:
 
 def faults(dim: int, nbits: int, *, gpu: bool) -> Iterator[str]:
     """What PLAID's packing (indexing/codecs/residual.py) and, with a GPU, its kernel cannot hold."""
-    if nbits not in (1, 2, 4, 8):
+    if nbits not in NBITS:
         yield f"nbits={nbits}: ColBERT packs residuals in 1, 2, 4 or 8 bits"
     elif dim % (8 * nbits):
         yield f"dim {dim} with nbits {nbits}: dim must be a multiple of {8 * nbits}; choose another nbits or dim"

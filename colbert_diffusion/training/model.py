@@ -50,7 +50,7 @@ class TrainableModel:
 
     def __init__(self, start: str | Path, recipe: Recipe, device: torch.device) -> None:
         self.recipe = recipe
-        frozen_dtype = "bfloat16" if autocasts(recipe, device) and recipe.lora_rank and device.type == "cuda" else "float32"
+        frozen_dtype = "bfloat16" if recipe.bf16 and recipe.lora_rank and device.type == "cuda" else "float32"
         identity = identify(start, device=device, dtype=frozen_dtype)
         self.start = identity
         self.backbone = load_backbone(

@@ -7,8 +7,7 @@ from typing import Any, get_type_hints
 
 from ..common.errors import UserError
 from ..common.files import parse_json, read_json
-
-BITS = (0, 1, 2, 4, 8)
+from ..config import NBITS
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,8 @@ class Recipe:
             raise UserError(
                 f"second_teacher is {self.second_teacher} and second_weight {self.second_weight}: give both or none"
             )
-        if self.codes not in BITS:
-            raise UserError(f"codes is {self.codes}, expected bits of an index ({', '.join(map(str, BITS[1:]))}) or 0")
+        if self.codes not in (0, *NBITS):
+            raise UserError(f"codes is {self.codes}, expected bits of an index ({', '.join(map(str, NBITS))}) or 0")
         if self.scores and not self.negatives:
             raise UserError("distillation from scores ranks a query's own passages: set negatives to 1 or more")
         if not any((self.contrastive, self.sparse, self.scores, self.teacher_weight, self.coverage, self.diffusion)):
