@@ -19,7 +19,7 @@ def convert(
     projection_of: Annotated[str | None, typer.Option(help="Take this checkpoint's projection instead of fitting one.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Where a release's base is, if not where its adapter says.")] = None,
     family: Annotated[str | None, typer.Option(help="Backbone family, where its model_type does not tell.")] = None,
-    readout: Annotated[str, typer.Option(help="masked, mean, last or tokens (bare backbones).")] = "masked",
+    readout: Annotated[str, typer.Option(help="masked, mean, last, tokens or generated (bare backbones).")] = "masked",
     k_query: Annotated[int | None, typer.Option(help="Vectors per query (backbones: 4; nested checkpoints).")] = None,
     k_passage: Annotated[int | None, typer.Option(help="Vectors per passage (backbones: 16; nested checkpoints).")] = None,
     mask_position: Annotated[int | None, typer.Option(help="Position of the first mask, whatever the text's length.")] = None,

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -66,7 +66,8 @@ class DiffusionCheckpoint:
             device=self.identity.device,
         )
         projection = load_projection(self.config, self.path, backbone.hidden_size)
-        self.encoder = Encoder(backbone, self.config, projection, batch_tokens)
+        self._load_head = cache(partial(load_head, backbone, self.path, self.identity.backbone_path))
+        self.encoder = Encoder(backbone, self.config, projection, batch_tokens, self._load_head)
 
     def __repr__(self) -> str:
         c = self.config
@@ -207,15 +208,15 @@ class DiffusionCheckpoint:
         [scores] = maxsim([q], self.encode_document(passages)).tolist()
         return sorted(enumerate(scores), key=lambda pair: -pair[1])
 
-    @cached_property
+    @property
     def head(self) -> PredictionHead | None:
         """The prediction head: the checkpoint's own, else its backbone's, else None."""
-        return load_head(self.encoder.backbone, self.path, self.identity.backbone_path)
+        return self._load_head()
 
     def why_no_words(self) -> str | None:
         """Why its states predict no words, in a sentence for people; None: they do."""
         if not self.encoder.readout.predicts_words:
-            return f'The readout "{self.config.readout}" has no masked positions: they predict no words.'
+            return f'The readout "{self.config.readout}" reads no positions that predict words.'
         if self.head is None:
             return "This checkpoint has no prediction head, nor has its backbone: its positions predict no words."
         return None

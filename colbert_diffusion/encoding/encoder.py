@@ -22,7 +22,7 @@ from .heads import PredictionHead
 from .lexical import Weights, WordReader
 from .projection import Projection
 from .prompts import Row
-from .readouts import find_readout
+from .readouts import Head, find_readout
 from .scoring import Vectors
 
 WINDOW = 2048  # texts sorted together; the last few percent of padding are not worth more memory
@@ -53,17 +53,23 @@ class Encoder:
 
     Args:
         batch_tokens: budget of one padded batch, rows times longest row; None: by device.
+        head: gives the prediction head, for readouts that decode.
 
     Raises:
         UserError: readout and k disagree, a prompt leaves no room, or a row would exceed the backbone's positions.
     """
 
     def __init__(
-        self, backbone: Backbone, config: DiffusionConfig, projection: Projection, batch_tokens: int | None = None
+        self,
+        backbone: Backbone,
+        config: DiffusionConfig,
+        projection: Projection,
+        batch_tokens: int | None = None,
+        head: Head | None = None,
     ) -> None:
         self.backbone = backbone
         self.config = config
-        self.readout = find_readout(config.readout)(backbone, config)
+        self.readout = find_readout(config.readout)(backbone, config, head)
         self.prompts = self.readout.prompts
         self.projection = projection.to(backbone.device)
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(backbone.device.type, BATCH_TOKENS["cuda"])
@@ -111,15 +117,16 @@ class Encoder:
         return [prompt.row(ids) for ids in self.backbone.tokenize(clean, prompt.room, self.cut[side])]
 
     def logits(self, texts: Sequence[str], side: Side, head: PredictionHead) -> Iterator[Tensor]:
-        """What each read position predicts: float32 (k, vocabulary) per text, in input order, on CPU.
+        """What each read position predicts: float32 (k or fewer, vocabulary) per text, in input order, on CPU.
 
         One batch's logits are held at a time: 16 positions of 30,000 words are 2 MB a text.
         """
         for start in range(0, len(texts), PREDICTED):
             rows = self.rows(texts[start : start + PREDICTED], side)
             with torch.inference_mode():
-                predicted = head(self.readout.states(rows, side))
-            yield from predicted.float().cpu()
+                states = self.readout.trim(list(self.readout.states(rows, side)), rows)
+                predicted = head(torch.cat(states)).float().cpu()
+            yield from predicted.split([len(own) for own in states])
 
     def _next_rows(self, windows: Iterator[tuple[int, list[str]]], side: Side, words: WordReader | None) -> _Window:
         start, texts = next(windows, (0, []))
@@ -161,7 +168,7 @@ class Encoder:
         if side == "passage" and self.config.merge_above is not None:
             vectors = merge(projected, self.config.merge_above)
         else:
-            vectors = self.readout.trim(list(projected.cpu().numpy()), batch.rows)
+            vectors = [own.numpy() for own in self.readout.trim(list(projected.cpu()), batch.rows)]
         if words is None:
             return [Encoded(own, None) for own in vectors]
         return [Encoded(*both) for both in zip(vectors, words.read(states, batch.kept), strict=True)]

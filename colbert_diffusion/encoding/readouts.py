@@ -2,15 +2,17 @@
 
 masked: the k masked positions (DiffRetriever, arXiv 2605.07210, section 3); mean: the mean of all positions
 (DiffEmbed, arXiv 2505.15045); last: the last position (RepLLaMA, arXiv 2310.08319); tokens: every position, as many
-vectors as the text has tokens (ColBERT, arXiv 2004.12832), k being the most: the teacher of the masked positions.
+vectors as the text has tokens (ColBERT, arXiv 2004.12832), k being the most: the teacher of the masked positions; generated:
+the last position and those of up to k - 1 tokens that a causal model decodes after it (PromptReps, arXiv 2404.18424).
 
 A readout decides all that differs between them: what a config may ask, the frame, how often the model runs, which
 states are read and how many of them are a text's own. Nobody else asks which one it is.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -20,13 +22,19 @@ from transformers import PreTrainedTokenizerBase
 from ..backbones.backbone import Backbone
 from ..common.errors import UserError
 from ..config import DiffusionConfig, PromptParts, Side
+from .decoding import decode
+from .heads import PredictionHead
 from .prompts import Prompt, Row, make_prompt, pad
-from .scoring import Vectors
-from .templates import default_prompt
+from .templates import default_prompt, plain_prompt
+
+Head = Callable[[], PredictionHead | None]  # loaded when it is asked for: most readouts never do
 
 
 class Readout(ABC):
     """A readout over a backbone: `rows` of token ids -> `states` (batch, k, hidden) -> projected -> `trim`.
+
+    Args:
+        head: gives the prediction head, for a readout that goes on by what it predicts.
 
     Raises:
         UserError: the config asks for what it cannot give, a prompt leaves no room, or a row would exceed the
@@ -35,10 +43,11 @@ class Readout(ABC):
 
     name: ClassVar[str]
     predicts_words: ClassVar[bool] = False  # whether a prediction head makes sense of its states
+    decodes: ClassVar[bool] = False  # whether it goes on by what the head predicts
 
-    def __init__(self, backbone: Backbone, config: DiffusionConfig) -> None:
+    def __init__(self, backbone: Backbone, config: DiffusionConfig, head: Head | None = None) -> None:
         self.check(config)
-        self.backbone, self.config = backbone, config
+        self.backbone, self.config, self.head = backbone, config, head
         self.prompts: dict[Side, Prompt] = {"query": self._prompt("query"), "passage": self._prompt("passage")}
 
     # Of a config ----------------------------------------------------------------------------------------------------
@@ -57,7 +66,7 @@ class Readout(ABC):
     @classmethod
     def default_prompt(cls, tokenizer: PreTrainedTokenizerBase, side: Side, k: int) -> PromptParts:
         """What to say to a backbone that brings no prompt."""
-        return default_prompt(tokenizer, side, k, masks=False)
+        return plain_prompt(tokenizer, end=True)
 
     # Of a text ------------------------------------------------------------------------------------------------------
 
@@ -72,8 +81,8 @@ class Readout(ABC):
     def read(self, states: Tensor, lengths: Tensor, first_mask: Tensor, k: int) -> Tensor:
         """(batch, length, hidden), int64 (batch,), int64 (batch,) -> (batch, k, hidden)."""
 
-    def trim(self, vectors: list[Vectors], rows: Sequence[Row]) -> list[Vectors]:
-        """Of each text's (k, dim) those that are its own."""
+    def trim(self, vectors: list[Tensor], rows: Sequence[Row]) -> list[Tensor]:
+        """Of each text's states or vectors, (k, ...), those that are its own."""
         return vectors
 
     def _mask_token_id(self) -> int | None:
@@ -114,7 +123,7 @@ class Masked(Readout):
 
     @classmethod
     def default_prompt(cls, tokenizer: PreTrainedTokenizerBase, side: Side, k: int) -> PromptParts:
-        return default_prompt(tokenizer, side, k, masks=True)
+        return default_prompt(tokenizer, side, k)
 
     def read(self, states: Tensor, lengths: Tensor, first_mask: Tensor, k: int) -> Tensor:
         positions = first_mask[:, None] + self.config.read_offset + torch.arange(k, device=states.device)
@@ -172,6 +181,10 @@ class MeanPool(_OneVector):
 
     name = "mean"
 
+    @classmethod
+    def default_prompt(cls, tokenizer: PreTrainedTokenizerBase, side: Side, k: int) -> PromptParts:
+        return plain_prompt(tokenizer)
+
     def read(self, states: Tensor, lengths: Tensor, first_mask: Tensor, k: int) -> Tensor:
         real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
         summed = (states.float() * real[:, :, None]).sum(dim=1, keepdim=True)
@@ -182,6 +195,10 @@ class LastToken(_OneVector):
     """The state of the last token that is not padding."""
 
     name = "last"
+
+    @classmethod
+    def default_prompt(cls, tokenizer: PreTrainedTokenizerBase, side: Side, k: int) -> PromptParts:
+        return plain_prompt(tokenizer, f"{side}: ", end=True)
 
     def read(self, states: Tensor, lengths: Tensor, first_mask: Tensor, k: int) -> Tensor:
         return states.take_along_dim((lengths - 1)[:, None, None], dim=1)
@@ -205,11 +222,91 @@ class EveryToken(Readout):
     def read(self, states: Tensor, lengths: Tensor, first_mask: Tensor, k: int) -> Tensor:
         return states[:, :k]
 
-    def trim(self, vectors: list[Vectors], rows: Sequence[Row]) -> list[Vectors]:
+    def trim(self, vectors: list[Tensor], rows: Sequence[Row]) -> list[Tensor]:
         return [own[: len(row.ids)] for own, row in zip(vectors, rows, strict=True)]
 
 
-READOUTS: dict[str, type[Readout]] = {readout.name: readout for readout in (Masked, MeanPool, LastToken, EveryToken)}
+class Generated(Readout):
+    """The state of the prompt's last token, an opening quote, and those of the tokens that the model says after it.
+
+    One forward pass a token, up to k - 1 of them; a text that ends sooner (a special token, or one with a closing quote)
+    has fewer vectors, in training zeros in their place. Greedy, so no gradient passes through the choice of a token.
+    """
+
+    name = "generated"
+    predicts_words = True
+    decodes = True
+
+    @classmethod
+    def check(cls, config: DiffusionConfig) -> None:
+        if config.merge_above is not None:
+            raise UserError(f'readout "{cls.name}" merges no vectors; set merge_above to null')
+        super().check(config)
+
+    @classmethod
+    def fitted(cls, config: DiffusionConfig) -> DiffusionConfig:
+        return config
+
+    @classmethod
+    def default_prompt(cls, tokenizer: PreTrainedTokenizerBase, side: Side, k: int) -> PromptParts:
+        return replace(default_prompt(tokenizer, side, k), tail="")
+
+    def states(self, rows: Sequence[Row], side: Side) -> Tensor:
+        padded, count = pad([row.ids for row in rows], self.backbone.filler_id)
+        ids, lengths, k = padded.to(self.backbone.device), count.to(self.backbone.device), self.config.k(side)
+        if k == 1:
+            return self.read(self.backbone.states(ids, lengths), lengths, lengths, 1)
+        states, tokens = decode(self.backbone, ids, lengths, self._likeliest, k, self._stops.to(ids.device))
+        if not torch.is_grad_enabled():
+            return states
+        # All tokens are known now: gradients need one pass over the whole rows, which reads the same states again.
+        longer = torch.cat([ids, ids.new_full((len(ids), k - 1), self.backbone.filler_id)], dim=1)
+        longer.scatter_(1, lengths[:, None] + torch.arange(k - 1, device=ids.device), tokens)
+        again = self.read(self.backbone.states(longer, lengths + k - 1), lengths, lengths, k)
+        return torch.where(states.any(dim=2, keepdim=True), again, 0)
+
+    def read(self, states: Tensor, lengths: Tensor, first_mask: Tensor, k: int) -> Tensor:
+        positions = (lengths - 1)[:, None] + torch.arange(k, device=states.device)
+        return states.take_along_dim(positions[:, :, None], dim=1)
+
+    def trim(self, vectors: list[Tensor], rows: Sequence[Row]) -> list[Tensor]:
+        return [own[own.any(dim=1)] for own in vectors]
+
+    def _likeliest(self, states: Tensor) -> Tensor:
+        head = None if self.head is None else self.head()
+        if head is None:
+            raise UserError(
+                f'readout "{self.name}" decodes tokens, and neither the checkpoint nor its backbone has a prediction head; '
+                "set k_query and k_passage to 1, or choose a backbone with its head"
+            )
+        likeliest: Tensor = head(states).argmax(dim=-1)
+        return likeliest
+
+    @cached_property
+    def _stops(self) -> Tensor:
+        """Special tokens, and all that hold a quote (`."` is one token in some vocabularies)."""
+        tokenizer = self.backbone.tokenizer
+        quoted = (token_id for token, token_id in tokenizer.get_vocab().items() if '"' in token)
+        return torch.tensor(sorted({*tokenizer.all_special_ids, *quoted}))
+
+    def _prompt(self, side: Side) -> Prompt:
+        if self.backbone.family.bidirectional:
+            raise UserError(
+                f'readout "{self.name}" decodes token after token, which family {self.backbone.family.name} does not: its '
+                'attention looks both ways; choose readout "masked" or a causal backbone'
+            )
+        prompt, more = super()._prompt(side), self.config.k(side) - 1
+        if prompt.tail:
+            raise UserError(f'readout "{self.name}" goes on where the {side} prompt ends: leave its tail empty')
+        if prompt.max_row + more > self.backbone.max_positions:
+            raise UserError(
+                f"a {side} of {self.config.max_length(side)} tokens and {more} decoded ones make rows of "
+                f"{prompt.max_row + more}, the backbone has {self.backbone.max_positions} positions; lower {side}_max_length"
+            )
+        return prompt
+
+
+READOUTS: dict[str, type[Readout]] = {readout.name: readout for readout in (Masked, MeanPool, LastToken, EveryToken, Generated)}
 
 
 def find_readout(name: Any) -> type[Readout]:

@@ -13,17 +13,28 @@ TEXT = "\u241ftext\u241f"  # stands for the text while the chat template is appl
 ANSWER = "\u241fanswer\u241f"
 
 
-def default_prompt(tokenizer: PreTrainedTokenizerBase, side: Side, k: int, *, masks: bool) -> PromptParts:
-    """The prompt for one side: [CLS] text [SEP] for BERT-like tokenizers, a chat turn or plain words for the rest.
+def plain_prompt(tokenizer: PreTrainedTokenizerBase, marker: str = "", *, end: bool = False) -> PromptParts:
+    """The text with what its tokenizer puts around every text: [CLS] text [SEP], or what begins a text and nothing behind it.
+
+    Args:
+        marker, end: what comes before the text, and whether the end token comes behind it, where there is no [CLS]. A text
+            is tokenised alone, so that a marker's last space stays a token of its own.
+    """
+    if tokenizer.cls_token is not None and tokenizer.sep_token is not None:
+        return PromptParts(tokenizer.cls_token, tokenizer.sep_token)
+    begins = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    begin = str(tokenizer.bos_token) if begins else ""
+    return PromptParts(begin + marker, tail=(tokenizer.eos_token or "") if end else "")
+
+
+def default_prompt(tokenizer: PreTrainedTokenizerBase, side: Side, k: int) -> PromptParts:
+    """What asks for words: [CLS] text [SEP] [SEP] for BERT-like tokenizers, a chat turn or plain words for the rest.
 
     Args:
         k: vectors asked for; the instruction's number word follows it.
-        masks: False for readouts that append none: then the text stands alone, closed by the end token.
     """
     if tokenizer.cls_token is not None and tokenizer.sep_token is not None:
-        return PromptParts(tokenizer.cls_token, tokenizer.sep_token, tokenizer.sep_token if masks else "")
-    if not masks:
-        return PromptParts(tail=tokenizer.eos_token or "")
+        return PromptParts(tokenizer.cls_token, tokenizer.sep_token, tokenizer.sep_token)
     number = NUMBERS.get(k, str(k))
     words = "word" if k == 1 else "words"
     opening = f'{side.capitalize()}: "'

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -24,7 +25,7 @@ from ..encoding.heads import PredictionHead, load_head, new_head
 from ..encoding.identity import CheckpointIdentity, identify
 from ..encoding.projection import Projection, load_projection
 from ..encoding.prompts import Row
-from ..encoding.readouts import find_readout
+from ..encoding.readouts import Head, find_readout
 from ..encoding.scoring import Vectors
 from .losses import word_activations
 from .recipe import Recipe
@@ -63,10 +64,11 @@ class TrainableModel:
         )
         self._adapter = self._free_weights(identity.path)
         self.projection = self._free_projection(identity.config, identity.path)
-        self.head, self._head_moves = self._free_head(identity.path, identity.backbone_path)
+        self.head, self._head_moves = self._free_head(identity.config, identity.path, identity.backbone_path)
         self.config = self._trained_config(identity.config, identity.path)
         bounds = {"query_max_length": recipe.query_tokens, "passage_max_length": recipe.passage_tokens}
-        self.encoder = Encoder(self.backbone, replace(self.config, length_bound="text", **bounds), self.projection)  # type: ignore[arg-type]
+        bounded = replace(self.config, length_bound="text", **bounds)  # type: ignore[arg-type]
+        self.encoder = Encoder(self.backbone, bounded, self.projection, head=lambda: self.head)
         if recipe.gradient_checkpointing:
             self._checkpoint_gradients()
 
@@ -109,26 +111,30 @@ class TrainableModel:
         weight = load_projection(config, checkpoint, self.backbone.hidden_size).weight
         return Projection() if weight is None else Projection(nn.Parameter(weight.to(self.backbone.device)))
 
-    def _free_head(self, checkpoint: Path, backbone: Path) -> tuple[PredictionHead | None, bool]:
-        """A head where a loss needs one or the checkpoint has one; a published one moves only with all weights."""
-        wanted = bool(self.recipe.sparse or self.recipe.diffusion)
+    def _free_head(self, config: DiffusionConfig, checkpoint: Path, backbone: Path) -> tuple[PredictionHead | None, bool]:
+        """A head where it is needed or the checkpoint has one, and whether it moves; a published one only with all weights."""
+        trained = bool(self.recipe.sparse or self.recipe.diffusion)
         own = (checkpoint / HEAD_FILE).is_file()
-        if not wanted and not own:
+        if not (trained or own or find_readout(config.readout).decodes):
             return None, False
         head = load_head(self.backbone, checkpoint, backbone)
-        moves = own or head is None or not self.recipe.lora_rank
-        if head is None:
+        moves = trained and (own or head is None or not self.recipe.lora_rank)
+        if head is None and trained:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.recipe.seed)
                 head = new_head(self.backbone)
-        if moves:
+        if head is not None and moves:
             head = head.float().requires_grad_(True)
-        return head, moves and wanted
+        return head, moves
 
     def _trained_config(self, config: DiffusionConfig, checkpoint: Path) -> DiffusionConfig:
         recipe = self.recipe
         if (recipe.sparse or recipe.diffusion) and not find_readout(config.readout).predicts_words:
-            raise UserError(f'the losses on words need masked positions, the readout is "{config.readout}": weight them 0')
+            raise UserError(
+                f'the losses on words need a readout that predicts some, "{config.readout}" does not: weight them 0'
+            )
+        if recipe.diffusion and self.backbone.mask_token_id is None:
+            raise UserError(f"the diffusion loss needs a mask token, family {self.backbone.family.name} has none: weight it 0")
         for name, largest in (("k_query", config.k_query), ("k_passage", config.k_passage), ("dim", config.dim)):
             prefixes: tuple[int, ...] = getattr(recipe, f"nested_{name}")
             if max(prefixes, default=0) > largest:
@@ -193,16 +199,16 @@ class TrainableModel:
 
     def live(self) -> "LiveCheckpoint":
         """The model as it stands, to be evaluated."""
-        return LiveCheckpoint(self.backbone, self.config, self.projection)
+        return LiveCheckpoint(self.backbone, self.config, self.projection, lambda: self.head)
 
 
 class LiveCheckpoint:
     """What an evaluation or a student asks of a checkpoint, on a backbone that is already loaded."""
 
-    def __init__(self, backbone: Backbone, config: DiffusionConfig, projection: Projection) -> None:
+    def __init__(self, backbone: Backbone, config: DiffusionConfig, projection: Projection, head: Head) -> None:
         weight = None if projection.weight is None else projection.weight.detach()
         self.config = config
-        self._encoder = Encoder(backbone, config, Projection(weight))
+        self._encoder = Encoder(backbone, config, Projection(weight), head=head)
 
     @classmethod
     def load(cls, identity: CheckpointIdentity, config: DiffusionConfig) -> "LiveCheckpoint":
@@ -211,7 +217,8 @@ class LiveCheckpoint:
         backbone = load_backbone(
             identity.backbone_path, family=config.family, checkpoint=identity.path, dtype=dtype, device=identity.device
         )
-        return cls(backbone, config, load_projection(config, identity.path, backbone.hidden_size))
+        head = partial(load_head, backbone, identity.path, identity.backbone_path)
+        return cls(backbone, config, load_projection(config, identity.path, backbone.hidden_size), cache(head))
 
     def encode_query(self, queries: Sequence[str]) -> list[Vectors]:
         return list(self._encoder.encode(queries, "query"))

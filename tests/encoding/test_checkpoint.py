@@ -83,7 +83,7 @@ def test_positions_predict_what_the_published_head_says(tiny_checkpoint: Path) -
 
 def test_without_a_head_or_masks_words_are_refused_in_one_line(tiny_config: DiffusionConfig, tmp_path: Path) -> None:
     replace(tiny_config, readout="mean", k_query=1, k_passage=1).save(tmp_path)
-    with pytest.raises(UserError, match="no masked positions"):
+    with pytest.raises(UserError, match="reads no positions that predict words"):
         DiffusionCheckpoint(tmp_path).predict_words(["a"])
     base = replace(DiffusionConfig.load(default_checkpoint()), projection="none", dim=384)  # MiniLM is published without one
     base.save(tmp_path / "base")
