@@ -46,6 +46,7 @@ NUMBERS = {
     "format_version": (1, 1),
 }
 OPTIONAL = {"masks_query", "masks_passage", "mask_token_id", "mask_position", "family", "revision", "dtype"}
+LATER = {"cover_above"}  # fields that the first files of this format do not have
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ class DiffusionConfig:
         mask_position: position of the first mask, whatever the text's length, so that absolute position embeddings tell
             the masks apart; None: the one after the suffix (DiffRetriever; RoPE knows distances only).
         merge_above: passage vectors closer than this cosine are merged (`allocation.merge`); None: none are.
+        cover_above: a passage keeps the fewest vectors that all its k have this mean cosine with (`allocation.cover`); None: k.
         dim: size of a vector.
         projection: "none", "pca" or "learned"; anything but "none" is read from `projection.safetensors`.
         dtype: torch dtype name on CPU and GPU alike; None: float32 on CPU, bfloat16 on GPU.
@@ -178,6 +180,7 @@ class DiffusionConfig:
     mask_token_id: int | None = None
     mask_position: int | None = None
     merge_above: float | None = None
+    cover_above: float | None = None
     dim: int = 128
     projection: str = "none"
     dtype: str | None = None
@@ -193,9 +196,12 @@ class DiffusionConfig:
                     f"k_{side} is {self.k(side)}, masks_{side} {self.masks(side)}: fewer vectors than masks need a nested "
                     "checkpoint, more are not there"
                 )
-        merge = self.merge_above
-        if merge is not None and (not is_number(merge, 0, 1) or merge == 0):
-            raise UserError(f"merge_above is {merge!r:.40}, expected a cosine above 0, up to 1, or null")
+        for name in ("merge_above", "cover_above"):
+            cosine = getattr(self, name)
+            if cosine is not None and (not is_number(cosine, 0, 1) or cosine == 0):
+                raise UserError(f"{name} is {cosine!r:.40}, expected a cosine above 0, up to 1, or null")
+        if self.merge_above is not None and self.cover_above is not None:
+            raise UserError(f"merge_above is {self.merge_above} and cover_above {self.cover_above}: set one of them to null")
         if self.read_offset not in (0, -1):
             raise UserError(f"read_offset is {self.read_offset}, expected 0 (the masked positions) or -1")
         if self.length_bound not in get_args(LengthBound):
@@ -306,8 +312,12 @@ class DiffusionConfig:
     def save(self, folder: str | Path) -> None:
         """Write `diffusion.json` and the `artifact.metadata` that ColBERT reads beside it."""
         folder = Path(folder)
-        write_json(folder / CONFIG_FILE, {"format_version": self.format_version, **asdict(self)})
+        write_json(folder / CONFIG_FILE, {"format_version": self.format_version, **self.content()})
         write_json(folder / COLBERT_FILE, self.colbert_settings())
+
+    def content(self) -> dict[str, Any]:
+        """The fields for JSON; a later one that is not used is left out: files and hashes stay as they were before it."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in LATER}
 
     def colbert_settings(self) -> dict[str, Any]:
         """The part of a ColBERTConfig that this checkpoint decides.

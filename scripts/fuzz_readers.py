@@ -52,6 +52,7 @@ DIFFUSION = {
     "dim": 128,
     "projection": "pca",
     "merge_above": 0.9,
+    "cover_above": None,
     "search": {"nbits": 2},
 }
 ADAPTER = {

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,24 @@ FIT_TEXTS = 20_000  # PCA of 16 vectors each: far more than its dim x hidden num
 CARRIED = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, *TOKENIZER_FILES)
 
 
+class _Kept(NamedTuple):
+    """What is kept of a passage unless an index is told otherwise."""
+
+    merge_above: float | None
+    cover_above: float | None
+    nbits: int | None
+
+    def of(self, config: DiffusionConfig) -> DiffusionConfig:
+        """A config with what was asked for; merging takes covering's place and the other way round."""
+        if self.nbits not in (None, *NBITS):
+            raise UserError(f"nbits is {self.nbits}, expected 1, 2, 4 or 8")
+        if self.nbits is not None:
+            config = replace(config, search={**config.search, "nbits": self.nbits})
+        if self.merge_above is None and self.cover_above is None:
+            return config
+        return replace(config, merge_above=self.merge_above, cover_above=self.cover_above)
+
+
 def convert(
     source: str,
     out: str | Path,
@@ -51,6 +69,7 @@ def convert(
     k_passage: int | None = None,
     mask_position: int | None = None,
     merge_above: float | None = None,
+    cover_above: float | None = None,
     nbits: int | None = None,
     query_max_length: int | None = None,
     passage_max_length: int | None = None,
@@ -68,7 +87,7 @@ def convert(
         projection_of: a checkpoint over the same backbone whose projection is taken instead, e.g. that of the teacher
             whose vectors masked positions shall learn.
         backbone: where the release's base is, if not where its adapter says.
-        merge_above: cosine above which passage vectors are merged.
+        merge_above, cover_above: how a passage gets fewer vectors than k (`DiffusionConfig`); None: as the source does.
         nbits: bits per dimension that an index of this checkpoint gets unless it is told otherwise; None: the source's, or 2.
         family, readout, k_query (4), k_passage (16), mask_position, prompts: for a bare backbone; `prompts` has
             "query" and "passage", each with prefix, suffix and tail as text or ids.
@@ -81,13 +100,13 @@ def convert(
     >>> convert("ielabgroup/diffretriever-dream-7b-single", "dream", dim=128, fit_on=read_collection("passages.tsv"))
     DiffusionCheckpoint('dream', k_query=1, k_passage=1, dim=128)
     """
-    target = Path(out)
+    target, kept = Path(out), _Kept(merge_above, cover_above, nbits)
     with needing_room(target), writing(target):
         if target.exists():
             raise UserError(f"{target} exists; choose another folder or delete it")
         folder = locate(source)
         if layout_of(folder) is CHECKPOINT:
-            return _convert_nested(target, folder, k_query, k_passage, dim, merge_above, nbits)
+            return _convert_nested(target, folder, k_query, k_passage, dim, kept)
         carried = folder if layout_of(folder) is RELEASED else None
         if carried is not None:
             config = _released_config(folder, backbone)
@@ -95,7 +114,7 @@ def convert(
             config = _backbone_config(source, folder, family, readout, k_query or 4, k_passage or 16, prompts)
             config = _bounded(config, mask_position, query_max_length, passage_max_length)
         projection = _projection(config, carried, dim or 128, fit_on, projection_of, show_progress_bar)
-        return _write(target, config, projection, carried, dim or 128, merge_above, nbits)
+        return _write(target, config, projection, carried, dim or 128, kept)
 
 
 def _convert_nested(
@@ -104,13 +123,11 @@ def _convert_nested(
     k_query: int | None,
     k_passage: int | None,
     dim: int | None,
-    merge_above: float | None,
-    nbits: int | None,
+    kept: _Kept,
 ) -> DiffusionCheckpoint:
     """A prefix of a checkpoint: the same files under another config."""
     config = DiffusionConfig.load(folder).prefix(k_query=k_query, k_passage=k_passage, dim=dim)
-    merge_above = merge_above or config.merge_above
-    _write_prefix(target, folder, replace(config, merge_above=merge_above, search=_recommended(config, nbits)))
+    _write_prefix(target, folder, kept.of(config))
     return DiffusionCheckpoint(target)
 
 
@@ -148,13 +165,6 @@ def _projection(
         )
     encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size), Projection())
     return fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show), dim)
-
-
-def _recommended(config: DiffusionConfig, nbits: int | None) -> Mapping[str, float]:
-    """The config's search settings, with these bits if any."""
-    if nbits not in (None, *NBITS):
-        raise UserError(f"nbits is {nbits}, expected 1, 2, 4 or 8")
-    return config.search if nbits is None else {**config.search, "nbits": nbits}
 
 
 def _released_config(folder: Path, backbone: str | None) -> DiffusionConfig:
@@ -222,12 +232,11 @@ def _write(
     projection: Projection,
     carried: Path | None,
     dim: int,
-    merge_above: float | None,
-    nbits: int | None,
+    kept: _Kept,
 ) -> DiffusionCheckpoint:
     """Write the folder aside, then rename it: a half-written checkpoint never stands at `target`."""
     kind = "none" if projection.weight is None else "pca"
-    config = replace(config, dim=dim, projection=kind, merge_above=merge_above, search=_recommended(config, nbits))
+    config = kept.of(replace(config, dim=dim, projection=kind))
     with folder_aside(target) as aside:
         for name in CARRIED:
             if carried is not None and (carried / name).is_file():

@@ -17,7 +17,7 @@ from ..backbones.backbone import Backbone, Cut
 from ..common.errors import UserError
 from ..common.progress import Progress
 from ..config import DiffusionConfig, Side
-from .allocation import merge
+from .allocation import allocator
 from .heads import PredictionHead
 from .lexical import Weights, WordReader
 from .projection import Projection
@@ -71,6 +71,7 @@ class Encoder:
         self.config = config
         self.readout = find_readout(config.readout)(backbone, config, head)
         self.prompts = self.readout.prompts
+        self._allocate = allocator(config)
         self.projection = projection.to(backbone.device)
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(backbone.device.type, BATCH_TOKENS["cuda"])
         self.cut: dict[Side, Cut] = {"query": Cut(), "passage": Cut()}  # since it was made
@@ -165,8 +166,8 @@ class Encoder:
     def _forward(self, batch: _Window, side: Side, words: WordReader | None) -> list[Encoded]:
         states = self.readout.states(batch.rows, side)
         projected = self.projection(states)
-        if side == "passage" and self.config.merge_above is not None:
-            vectors = merge(projected, self.config.merge_above)
+        if side == "passage" and self._allocate is not None:
+            vectors = self._allocate(projected)
         else:
             vectors = [own.numpy() for own in self.readout.trim(list(projected.cpu()), batch.rows)]
         if words is None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ class CheckpointIdentity:
                 yield fingerprint.of_texts([decides, fingerprint.of_files(files)])
 
     def _deciding(self) -> dict[str, Any]:
-        return _without(asdict(self.config), UNDECIDING)
+        return _without(self.config.content(), UNDECIDING)
 
     @cached_property
     def words_fingerprint(self) -> str:

@@ -204,6 +204,12 @@ class LastToken(_OneVector):
         return states.take_along_dim((lengths - 1)[:, None, None], dim=1)
 
 
+def _check_keeps_all(name: str, config: DiffusionConfig) -> None:
+    for field in ("merge_above", "cover_above"):
+        if getattr(config, field) is not None:
+            raise UserError(f'readout "{name}" has as many vectors as it reads; set {field} to null')
+
+
 class EveryToken(Readout):
     """All states; a text's own are as many as its row is long."""
 
@@ -211,8 +217,7 @@ class EveryToken(Readout):
 
     @classmethod
     def check(cls, config: DiffusionConfig) -> None:
-        if config.merge_above is not None:
-            raise UserError(f'readout "{cls.name}" merges no vectors; set merge_above to null')
+        _check_keeps_all(cls.name, config)
         super().check(config)
 
     @classmethod
@@ -239,8 +244,7 @@ class Generated(Readout):
 
     @classmethod
     def check(cls, config: DiffusionConfig) -> None:
-        if config.merge_above is not None:
-            raise UserError(f'readout "{cls.name}" merges no vectors; set merge_above to null')
+        _check_keeps_all(cls.name, config)
         super().check(config)
 
     @classmethod

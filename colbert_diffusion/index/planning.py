@@ -20,6 +20,7 @@ import torch
 from ..common.errors import UserError
 from ..config import DiffusionConfig
 from ..doctor import memory_available
+from ..encoding.allocation import allocator
 from ..encoding.checkpoint import DiffusionCheckpoint
 from ..encoding.identity import identify
 from ..encoding.vectors import SHARD
@@ -225,8 +226,8 @@ def make_plan(
         _check_own(config, checkpoint, k=k, dim=dim)
         k, dim, nbits = config.k_passage, config.dim, nbits or int(config.search.get("nbits", 2))
         refused += unindexable(identity.path)
-        if config.merge_above is not None:
-            said.append(f"passage vectors above a cosine of {config.merge_above} are merged: all figures are upper bounds")
+        if allocator(config) is not None:
+            said.append("passages keep fewer vectors where they are alike: all figures are upper bounds")
     shape = Shape(passages, k or 16, dim or 128, nbits or 2, max(1, gpus))
     refused += faults(shape.dim, shape.nbits, gpu=gpus > 0)
     rates, weights = None, 0

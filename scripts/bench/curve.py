@@ -1,13 +1,13 @@
 """Quality against size: a nested checkpoint's nDCG@10 and bytes per passage for fewer vectors, dimensions and bits.
 
-A cell (k_passage, dim, merge threshold) is a checkpoint of its own, made by `convert` in OUT/cells. The whole
+A cell (k_passage, dim, how vectors are merged or chosen) is a checkpoint of its own, made by `convert` in OUT/cells. The whole
 checkpoint encodes each collection once; a cell's vectors are the prefixes of these, merged, and are indexed from vector
 files at every nbits. Measured through PLAID at its default settings, and by exact MaxSim over the same vectors.
 Bytes are those of the codes and residuals on disk, as `colbert-diffusion index` reports them; the files' own headers
 are in them, a few kB together, which shows in a small collection.
 
 Usage: curve.py CHECKPOINT COLLECTION ... --out FOLDER [--k-passage 1,2,4,8,16] [--merge-above none,0.98,0.95,0.9]
-           [--nbits 1,2,4] [--dim 64,128]
+           [--cover-above 0.98,0.95,0.9] [--nbits 1,2,4] [--dim 64,128]
 
 OUT/curve.json keeps every row and OUT/curve.png the plot; interrupted, the same command goes on, and other cells may be
 asked for later. In the table * marks the Pareto front: nothing smaller is as good.
@@ -27,7 +27,7 @@ from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.common.files import written_aside
 from colbert_diffusion.common.fingerprint import of_texts
 from colbert_diffusion.common.progress import Progress, note, only_our_output
-from colbert_diffusion.encoding.allocation import merge, vectors_per_text
+from colbert_diffusion.encoding.allocation import allocator, vectors_per_text
 from colbert_diffusion.encoding.conversion import convert
 from colbert_diffusion.encoding.encoder import Encoder
 from colbert_diffusion.encoding.identity import identify
@@ -45,11 +45,19 @@ class Size(Cell):
     k_passage: int
     dim: int
     merge_above: float | None
+    cover_above: float | None
 
     @property
     def name(self) -> str:
         """A folder's name."""
-        return f"k{self.k_passage}-dim{self.dim}" + (f"-merge{self.merge_above:g}" if self.merge_above else "")
+        return f"k{self.k_passage}-dim{self.dim}-{how_kept(self.as_row())}".removesuffix("-all").replace(" ", "")
+
+
+def how_kept(row: Row) -> str:
+    """For people."""
+    if row["merge_above"]:
+        return f"merge {row['merge_above']:g}"
+    return f"cover {row['cover_above']:g}" if row.get("cover_above") else "all"  # earlier rows covered nothing
 
 
 class Whole:
@@ -59,25 +67,26 @@ class Whole:
         note(f"{benchmark.name}: encoding {len(benchmark.documents):,} passages")
         loaded = DiffusionCheckpoint(checkpoint)
         own = loaded.encoder
-        unmerged = Encoder(own.backbone, replace(loaded.config, merge_above=None), own.projection)
+        unmerged = Encoder(own.backbone, replace(loaded.config, merge_above=None, cover_above=None), own.projection)
         self.queries = dict(zip(benchmark.queries.values(), loaded.encode_query([*benchmark.queries.values()]), strict=True))
         self.documents = dict(zip(benchmark.texts, unmerged.encode(benchmark.texts, "passage"), strict=True))
 
 
 class Part:
-    """A cell as an encoder: prefixes of the whole vectors, merged."""
+    """A cell as an encoder: prefixes of the whole vectors, merged or covered."""
 
     def __init__(self, whole: Whole, cell: Size) -> None:
         self.whole, self.cell = whole, cell
+        self.allocate = allocator(DiffusionConfig("", merge_above=cell.merge_above, cover_above=cell.cover_above))
 
     def encode_query(self, queries: Iterable[str]) -> list[Vectors]:
         return prefix([self.whole.queries[text] for text in queries], None, self.cell.dim)
 
     def encode_document(self, documents: Iterable[str]) -> list[Vectors]:
         cut = prefix([self.whole.documents[text] for text in documents], self.cell.k_passage, self.cell.dim)
-        if self.cell.merge_above is None:
+        if self.allocate is None:
             return cut
-        return [merged for text in cut for merged in merge(torch.from_numpy(text)[None], self.cell.merge_above)]
+        return [kept for text in cut for kept in self.allocate(torch.from_numpy(text)[None])]
 
     def cut_documents(self) -> None:
         """Not told here."""
@@ -87,12 +96,11 @@ class Part:
 
 
 def make_checkpoint(source: str, folder: Path, cell: Size) -> None:
-    """The cell's checkpoint in `folder`; its threshold is the cell's, whatever the source's."""
+    """The cell's checkpoint in `folder`; its thresholds are the cell's, whatever the source's."""
     if not folder.exists():
-        convert(source, folder, k_passage=cell.k_passage, dim=cell.dim, merge_above=cell.merge_above)
+        convert(source, folder, k_passage=cell.k_passage, dim=cell.dim)
     config = DiffusionConfig.load(folder)
-    if config.merge_above != cell.merge_above:
-        replace(config, merge_above=cell.merge_above).save(folder)
+    replace(config, merge_above=cell.merge_above, cover_above=cell.cover_above).save(folder)
 
 
 def measure_cell(
@@ -131,10 +139,10 @@ def front(rows: Sequence[Row]) -> list[Row]:
 def show(rows: Sequence[Row]) -> None:
     best = [row for name in {row["collection"] for row in rows} for row in front([r for r in rows if r["collection"] == name])]
     print_table(
-        ("collection", "k", "dim", "merged above", "nbits", "vectors", "bytes", "exact", "PLAID", ""),
+        ("collection", "k", "dim", "kept", "nbits", "vectors", "bytes", "exact", "PLAID", ""),
         (
             (
-                *(row["collection"], row["k_passage"], row["dim"], row["merge_above"] or "-", row["nbits"]),
+                *(row["collection"], row["k_passage"], row["dim"], how_kept(row), row["nbits"]),
                 *(f"{row['vectors']:.1f}", f"{row['bytes']:.0f}", f"{row['exact']:.3f}", f"{row['plaid']:.3f}"),
                 "*" if row in best else "",
             )
@@ -201,17 +209,22 @@ def measure(source: str, collections: Sequence[str], cells: Sequence[Size], bits
 
 
 def make_cells(
-    config: DiffusionConfig, ks: Sequence[int], dims: Sequence[int], thresholds: Sequence[float | None]
+    config: DiffusionConfig,
+    ks: Sequence[int],
+    dims: Sequence[int],
+    merged: Sequence[float | None],
+    covered: Sequence[float],
 ) -> list[Size]:
-    """All combinations; one vector alone is never merged.
+    """All combinations, merged or covered; one vector alone is neither.
 
     Raises:
         UserError: the checkpoint does not have one of them.
     """
     for k, dim in itertools.product(ks, dims or [config.dim]):
         config.prefix(k_passage=k, dim=dim)
-    combinations = itertools.product(ks, dims or [config.dim], thresholds)
-    return list(dict.fromkeys(Size(k, dim, above if k > 1 else None) for k, dim, above in combinations))
+    kept = [*((above, None) for above in merged), *((None, above) for above in covered)]
+    combinations = itertools.product(ks, dims or [config.dim], kept)
+    return list(dict.fromkeys(Size(k, dim, *(how if k > 1 else (None, None))) for k, dim, how in combinations))
 
 
 def thresholds(text: str) -> list[float | None]:
@@ -227,10 +240,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--k-passage", type=numbers, default=[1, 2, 4, 8, 16])
     parser.add_argument("--dim", type=numbers, default=[], help="default: the checkpoint's own")
     parser.add_argument("--merge-above", type=thresholds, default=[None, 0.98, 0.95, 0.9])
+    parser.add_argument("--cover-above", type=thresholds, default=[], help="default: none")
     parser.add_argument("--nbits", type=numbers, default=[1, 2, 4])
     given = parser.parse_args(arguments)
     config = identify(given.checkpoint).config
-    cells = make_cells(config, given.k_passage, given.dim, given.merge_above)
+    cells = make_cells(config, given.k_passage, given.dim, given.merge_above, given.cover_above)
     rows = measure(given.checkpoint, given.collections, cells, given.nbits, given.out)
     draw(rows, given.out / "curve.png")
     show(rows)

@@ -78,7 +78,7 @@ def kept_order(run: Run, yardstick: Run) -> float:
 def unprojected(checkpoint: DiffusionCheckpoint) -> Encoder:
     """The checkpoint's encoder without its projection, and without merging."""
     backbone = checkpoint.encoder.backbone
-    config = replace(checkpoint.config, dim=backbone.hidden_size, projection="none", merge_above=None)
+    config = replace(checkpoint.config, dim=backbone.hidden_size, projection="none", merge_above=None, cover_above=None)
     return Encoder(backbone, config, Projection())
 
 

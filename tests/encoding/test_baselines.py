@@ -26,7 +26,8 @@ def test_mean_is_diffembed_no_prompt_and_the_mean_of_all_states(begins: bool, tm
     model = published("a2d-qwen3", tmp_path / "backbone", begins=begins)
     convert(str(tmp_path / "backbone"), tmp_path / "c", readout="mean", dim=32)
     tokenizer = load_backbone(tmp_path / "backbone").tokenizer
-    for text, [own] in zip(filter(None, TEXTS), DiffusionCheckpoint(tmp_path / "c").encode_document([*filter(None, TEXTS)])):
+    texts = [text for text in TEXTS if text]
+    for text, [own] in zip(texts, DiffusionCheckpoint(tmp_path / "c").encode_document(texts), strict=True):
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         assert ids.shape[1] == len(text) + begins
         expected = normalize(bidirectional_states(model, "a2d-qwen3", ids)[0].mean(dim=0), dim=0)

@@ -147,6 +147,9 @@ def test_a_nested_checkpoints_prefix_is_a_checkpoint_of_its_own(tiny_config: Dif
     with pytest.raises(UserError, match="nbits is 3"):
         convert(str(tmp_path / "nested"), tmp_path / "odd", nbits=3)
     assert sum(map(len, merged.encode_document(texts))) < sum(map(len, whole))
+    covering = convert(str(tmp_path / "merged"), tmp_path / "covering", cover_above=0.7)
+    assert (covering.config.merge_above, covering.config.cover_above, covering.config.search["nbits"]) == (None, 0.7, 4)
+    assert convert(str(tmp_path / "covering"), tmp_path / "as-it-was").config.cover_above == 0.7
 
 
 def test_a_nested_checkpoints_first_dimensions_are_a_checkpoint_of_its_own(tiny_bert: Path, tmp_path: Path) -> None:

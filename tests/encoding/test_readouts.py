@@ -54,9 +54,11 @@ def test_an_offset_is_for_masks_alone(name: str) -> None:
         find_readout(name).check(config)
 
 
-def test_token_vectors_are_not_merged() -> None:
-    with pytest.raises(UserError, match="merges no vectors"):
-        find_readout("tokens").check(DiffusionConfig(backbone="b", readout="tokens", merge_above=0.9))
+@pytest.mark.parametrize("name", ["tokens", "generated"])
+@pytest.mark.parametrize("field", ["merge_above", "cover_above"])
+def test_a_readout_of_texts_own_lengths_keeps_all_it_reads(name: str, field: str) -> None:
+    with pytest.raises(UserError, match=f"set {field} to null"):
+        find_readout(name).check(replace(DiffusionConfig(backbone="b", readout=name), **{field: 0.9}))  # type: ignore[arg-type]
 
 
 def test_an_unknown_readout_lists_the_known() -> None:

@@ -158,6 +158,7 @@ HUGE = 10**9
         {"masks_passage": "8"},
         {"nested": 1},
         {"merge_above": "high"},
+        {"cover_above": "high"},
         {"search": {"nbits": 10**30}},
         {"search": [2]},
         {"backbone": 3},

@@ -191,7 +191,7 @@ def test_a_checkpoint_that_merges_makes_the_figures_upper_bounds(
 ) -> None:
     replace(tiny_config, merge_above=0.9).save(tmp_path / "merging")
     plan = make_plan(5000, checkpoint=str(tmp_path / "merging"))
-    assert any("above a cosine of 0.9 are merged: all figures are upper bounds" in note for note in plan.notes)
+    assert any("fewer vectors where they are alike: all figures are upper bounds" in note for note in plan.notes)
 
 
 def test_a_release_is_refused_with_the_command_that_helps() -> None:
