@@ -65,6 +65,57 @@ def evaluate(
             print_measures(f"{benchmark.name}: {len(benchmark.documents)} passages, {len(benchmark.queries)} queries", report)
 
 
+@app.command()
+def tune(
+    ctx: typer.Context,
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.", show_default=False)],
+    collection: Annotated[Path, typer.Option(help="A .tsv, a .jsonl or a BEIR folder.", show_default=False)],
+    queries: Annotated[Path, typer.Option(help="A .tsv, a .jsonl or a BEIR folder.", show_default=False)],
+    qrels: Annotated[Path, typer.Option(help="TREC's or BEIR's judgements of them.", show_default=False)],
+    k: Annotated[str, typer.Option(help="Vectors to try, on both sides.")] = "1,2,4,8,16",
+    measure: Annotated[str, typer.Option(help="One of ir_measures' names.")] = "nDCG@10",
+    tolerance: Annotated[float, typer.Option(help="How much worse than the best a cheaper pair may be.")] = 0.005,
+    transfer: Annotated[list[str] | None, typer.Option(help="Measure the choice here too; may be repeated.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Heat maps, .png or .svg.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Folder for a checkpoint of the chosen k.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose how many vectors queries and passages get: the cheapest pair that is as good as the best, by exact MaxSim.
+
+    It is chosen on one half of the queries and measured on the other, ten times; the weight of words: tune-fusion.
+    """
+    from ..encoding.identity import identify
+    from ..evaluation import read_benchmark
+    from ..evaluation.benchmarks import read_judged
+    from ..evaluation.grid import as_json as facts
+    from ..evaluation.grid import choose_k, draw_grid
+    from ..texts.collection import read_documents
+
+    judged = read_judged(collection.resolve().name, queries, qrels, read_documents(collection))
+    _tell(judged)
+    others = [read_benchmark(other) for other in transfer or ()]
+    if write is not None and write.exists():
+        raise UserError(f"{write} exists; choose another folder or delete it")
+    if write is not None and not identify(checkpoint).config.nested:
+        raise UserError(
+            f"{checkpoint} is not nested: leave --write out, and make one of the chosen k of its backbone (convert)"
+        )
+    with quiet(ctx):
+        chosen = choose_k(checkpoint, judged, ks=_numbers(k), measure=measure, tolerance=tolerance, transfer=others)
+        if plot is not None:
+            draw_grid(chosen, plot)
+        if write is not None:
+            from ..encoding.conversion import convert
+
+            convert(checkpoint, write, k_query=chosen.chosen.k_query, k_passage=chosen.chosen.k_passage)
+    if as_json:
+        print(json.dumps(facts(chosen), ensure_ascii=False))
+    else:
+        from .tables import choice_lines
+
+        print("\n".join(choice_lines(chosen)))
+
+
 @app.command("tune-fusion")
 def tune_fusion(
     ctx: typer.Context,

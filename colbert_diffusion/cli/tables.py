@@ -1,5 +1,6 @@
 """What the command line prints for people: rankings and measures. Knows nothing about how they were made."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -9,6 +10,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from ..evaluation import Comparison, Report
+    from ..evaluation.grid import Chosen, Pair
     from ..evaluation.tuning import Tuned
 
 SHOWN = 12  # points of a curve
@@ -61,17 +63,43 @@ def print_measures(title: str, report: "Report") -> None:
     console.print(table)
 
 
-def tuning_lines(tuned: "Tuned") -> list[str]:
-    def gain(found: "Comparison") -> str:
-        return f"{_signed(found.difference)} ({_signed(found.low)} {_signed(found.high)})"
+def _gain(found: "Comparison") -> str:
+    return f"{_signed(found.difference)} ({_signed(found.low)} {_signed(found.high)})"
 
+
+def choice_lines(chosen: "Chosen") -> list[str]:
+    """Grids as tables, k passage from left to right."""
+    how = "prefixes of one encoding" if chosen.protocol == "prefixes" else "encoded for each k"
+    spread = ", ".join(f"{pair} {count}" for pair, count in chosen.halves)
+    lines = [f"{chosen.measure} of {chosen.queries} queries of {chosen.collection}, exact MaxSim, {how}"]
+    lines += _grid_lines(chosen.grid, chosen.chosen)
+    lines += [
+        f"best {chosen.best}; chosen {chosen.chosen}, the cheapest within {chosen.tolerance:g}: {_gain(chosen.loss)}, 95 %",
+        f"chosen on one half, measured on the other: {_gain(chosen.regret)} to what is best there; chosen: {spread}",
+    ]
+    for other in chosen.transfers:
+        lines += [f"{other.collection}, {other.queries} queries", *_grid_lines(other.grid, chosen.chosen)]
+        lines.append(f"best {other.best}; {chosen.chosen} as chosen on {chosen.collection}: {_gain(other.loss)}")
+    return lines
+
+
+def _grid_lines(grid: Sequence[tuple["Pair", float]], chosen: "Pair") -> list[str]:
+    columns = sorted({pair.k_passage for pair, _ in grid})
+    rows: dict[int, list[str]] = {}
+    for pair, mean in grid:
+        rows.setdefault(pair.k_query, []).append(f"{mean:8.4f}{'*' if pair == chosen else ' '}")
+    head = "k query / passage" + "".join(f"{k:8d} " for k in columns)
+    return [head.rstrip(), *(f"{k:17d}{''.join(cells)}".rstrip() for k, cells in rows.items())]
+
+
+def tuning_lines(tuned: "Tuned") -> list[str]:
     def span(least: float, most: float) -> str:
         return f"{least:g}" if least == most else f"{least:g} to {most:g}"
 
     curve = dict(tuned.curve)
     shown = sorted({*list(curve)[:: max(1, len(curve) // (SHOWN - 2))], list(curve)[-1], tuned.weight})
     better = tuned.over_better.baseline
-    beside = f", {gain(tuned.over_better)} to {better}" if better != "dense" else ""
+    beside = f", {_gain(tuned.over_better)} to {better}" if better != "dense" else ""
     gaps = [f"{tuned.queries_left_out} queries without a positive judgement left out"] if tuned.queries_left_out else []
     gaps += [f"{tuned.judged_passages_missing} judged passages not in the index"] if tuned.judged_passages_missing else []
     if tuned.written:
@@ -85,8 +113,8 @@ def tuning_lines(tuned: "Tuned") -> list[str]:
         + "".join(f"; {gap}" for gap in gaps),
         f"dense {tuned.dense:.4f}  lexical {tuned.lexical:.4f}  both, by the weight of the words:",
         *(f"  {weight:<5g} {curve[weight]:.4f}{'  best' if weight == tuned.weight else ''}" for weight in shown),
-        f"best weight {tuned.weight:g}: {gain(tuned.over_dense)} to dense{beside}, with 95 % intervals",
+        f"best weight {tuned.weight:g}: {_gain(tuned.over_dense)} to dense{beside}, with 95 % intervals",
         f"as good within noise: {span(*tuned.plateau)}",
-        f"chosen on one half, measured on the other: {gain(tuned.validated)} to dense; chosen: {span(*tuned.chosen)}",
+        f"chosen on one half, measured on the other: {_gain(tuned.validated)} to dense; chosen: {span(*tuned.chosen)}",
         outcome,
     ]
