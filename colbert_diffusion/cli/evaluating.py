@@ -66,6 +66,43 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    ctx: typer.Context,
+    collections: Annotated[list[str], typer.Argument(help="BEIR or MS MARCO folders, or ir_datasets:ID.", show_default=False)],
+    systems: Annotated[Path, typer.Option(help="A folder of checkpoints, or JSON: see the manual.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; what it has is kept.", show_default=False)],
+    baseline: Annotated[str, typer.Option(help="The row that others are compared with.")] = "BM25",
+    measures: Annotated[str, typer.Option(help="ir_measures' names.")] = "nDCG@10 RR@10 R@100 R@1000",
+    depth: Annotated[int, typer.Option(help="Passages per query.")] = 1000,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say how long it takes.")] = False,
+) -> None:
+    """Systems side by side on collections: quality with significance, bytes, times; tables and plots in OUT.
+
+    Each checkpoint encodes a collection once for all its rows; interrupted, the same command goes on with the next cell.
+    """
+    from ..evaluation import read_benchmark
+    from ..evaluation.comparing import compare_systems, plan_lines, read_systems
+    from ..evaluation.measuring import parse_measures
+    from ..evaluation.reporting import require_plotting, write_comparison
+
+    names = [str(measure) for measure in parse_measures(measures)]
+    require_plotting()
+    benchmarks = [read_benchmark(collection) for collection in collections]
+    if len({benchmark.name for benchmark in benchmarks}) < len(benchmarks):
+        raise UserError("two collections have the same name; compare them apart, each with its own --out")
+    for benchmark in benchmarks:
+        _tell(benchmark)
+    with quiet(ctx):
+        chosen = read_systems(systems)
+        if plan:
+            text = "\n".join(plan_lines(benchmarks, chosen, out))
+        else:
+            found = [compare_systems(one, chosen, out, measures=measures, depth=depth, baseline=baseline) for one in benchmarks]
+            text = write_comparison(found, names, out)
+    print(text)
+
+
+@app.command()
 def tune(
     ctx: typer.Context,
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.", show_default=False)],

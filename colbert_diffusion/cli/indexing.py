@@ -65,10 +65,11 @@ def index(
 
         made_by = vectors or checkpoint
         path = build_index(index, collection, made_by, nbits=nbits, lexical=words, overwrite=overwrite, nranks=ranks)
+    from ..index.layout import stored_bytes
+
     about = json.loads((path / "metadata.json").read_text())
     passages = round(about["num_embeddings"] / about["avg_doclen"])
-    stored = sum(file.stat().st_size for pattern in ("*.codes.pt", "*.residuals.pt") for file in path.glob(pattern))
-    worded = sum(file.stat().st_size for file in path.glob("lexical.*"))
+    stored, worded = stored_bytes(path)
     report(
         as_json,
         {

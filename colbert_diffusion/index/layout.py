@@ -105,5 +105,14 @@ def keep_offsets(folder: Path) -> None:
 
 
 @lru_cache(maxsize=256)
+def stored_bytes(folder: Path) -> tuple[int, int]:
+    """What grows with the passages: bytes of an index's codes and residuals, and of its words."""
+
+    def of(*patterns: str) -> int:
+        return sum(file.stat().st_size for pattern in patterns for file in folder.glob(pattern))
+
+    return of("*.codes.pt", "*.residuals.pt"), of("lexical.*")
+
+
 def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(r"(\d{1,18})".join(map(re.escape, name.split("{}"))))

@@ -57,7 +57,7 @@ def publish(folder: Path, options: argparse.Namespace) -> None:
     write_json(folder / "config.json", {**read_json(folder / "config.json"), "model_type": "qwen2"})
     core = Tokenizer(models.BPE({token: i for i, token in enumerate((*SPECIAL.values(), *ascii_letters))}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL).save_pretrained(folder)  # type: ignore[no-untyped-call]
 
 
 def checkpoint(backbone: Path, folder: Path, way: Way, options: argparse.Namespace) -> DiffusionCheckpoint:
