@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from colbert_diffusion.common.errors import UserError
-from colbert_diffusion.config import DiffusionConfig
+from colbert_diffusion.config import DiffusionConfig, PromptParts
 from colbert_diffusion.encoding.readouts import READOUTS
 from colbert_diffusion.encoding.scoring import mean_maxsim
 from colbert_diffusion.training.losses import Targets, infonce
@@ -19,6 +19,8 @@ from colbert_diffusion.training.model import TrainableModel
 from colbert_diffusion.training.recipe import Recipe
 from colbert_diffusion.training.step import TrainingStep, hash_of
 
+from ..backbones.published import publish
+from ..encoding.test_decoding import write_tokenizer
 from .conftest import make_examples
 
 Gradients = dict[str, torch.Tensor]
@@ -128,7 +130,33 @@ def test_two_processes_give_one_processs_gradients_on_the_joined_batch(tiny_chec
         same(load_file(tmp_path / f"{rank}.safetensors"), alone)
 
 
-@pytest.mark.parametrize("readout", READOUTS)
+@pytest.fixture
+def generating(tmp_path: Path) -> Path:
+    """PromptReps over a tiny Qwen3, whose tokens are letters."""
+    publish("qwen3", tmp_path / "backbone")
+    write_tokenizer(tmp_path / "backbone")
+    prompt, shape = PromptParts("pa", "sm"), {"k_query": 3, "k_passage": 5, "dim": 32}
+    config = DiffusionConfig(str(tmp_path / "backbone"), readout="generated", query_prompt=prompt, passage_prompt=prompt)
+    replace(config, **shape).save(tmp_path / "generating")  # type: ignore[arg-type]
+    return tmp_path / "generating"
+
+
+def test_decoded_positions_train_and_caching_changes_nothing(generating: Path) -> None:
+    """The tokens are decoded in the first pass and in the second alike; words too, by the backbone's own head."""
+    recipe = replace(PLAIN, sparse=1.0)
+    cached, losses = gradients(generating, replace(recipe, cached=True))
+    whole, expected = gradients(generating, replace(recipe, cached=False, chunk_tokens=ONE_CHUNK))
+    same(cached, whole, 1e-4)
+    assert losses == pytest.approx(expected, abs=1e-4)
+    assert {name.rpartition(".lora_")[2] for name in cached} == {"A.default.weight", "B.default.weight"}
+
+
+def test_the_diffusion_loss_needs_a_mask(generating: Path) -> None:
+    with pytest.raises(UserError, match="needs a mask token, family causal has none"):
+        gradients(generating, replace(PLAIN, diffusion=1.0))
+
+
+@pytest.mark.parametrize("readout", [name for name, readout in READOUTS.items() if not readout.decodes])
 def test_every_readout_trains(readout: str, tiny_config: DiffusionConfig, tmp_path: Path) -> None:
     single: dict[str, Any] = {"k_query": 1, "k_passage": 1} if readout in ("mean", "last") else {}
     if readout == "tokens":
@@ -141,7 +169,7 @@ def test_every_readout_trains(readout: str, tiny_config: DiffusionConfig, tmp_pa
         assert gradient.abs().max() > 0, name
     if readout == "masked":
         return
-    with pytest.raises(UserError, match="masked positions"):
+    with pytest.raises(UserError, match="readout that predicts some"):
         TrainableModel(tmp_path, replace(PLAIN, diffusion=1.0), torch.device("cpu"))
 
 
