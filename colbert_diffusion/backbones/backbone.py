@@ -60,15 +60,11 @@ class Backbone:
     @property
     def max_positions(self) -> int:
         """The longest row the positions allow, in tokens."""
-        return int(self.model.config.max_position_embeddings) - self._reserved_positions
+        return int(self.model.config.max_position_embeddings) - self._first_position
 
     @property
-    def _reserved_positions(self) -> int:
-        """RoBERTa counts from the position behind its padding id, MPNet behind 1."""
-        config = self.model.config
-        if config.model_type == "mpnet":
-            return 2
-        return int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
+    def _first_position(self) -> int:
+        return self.family.first_position(self.model.config)
 
     def tokenize(self, texts: Sequence[str], max_length: int | None = None, cut: Cut | None = None) -> list[list[int]]:
         """Token ids without any added token, cut to `max_length`; of a long text only its beginning is read.
@@ -123,6 +119,6 @@ class Backbone:
         mask = None
         if int(lengths.min()) < width:
             mask = (torch.arange(width, device=self.device) < lengths[:, None]).long()
-        placed = {} if positions is None else {"position_ids": positions.to(self.device) + self._reserved_positions}
+        placed = {} if positions is None else {"position_ids": positions.to(self.device) + self._first_position}
         states: Tensor = self.model(input_ids=ids, attention_mask=mask, **placed).last_hidden_state
         return states

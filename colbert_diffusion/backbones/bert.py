@@ -9,6 +9,7 @@ from transformers import (
     DistilBertModel,
     MPNetConfig,
     MPNetModel,
+    PretrainedConfig,
     RobertaConfig,
     RobertaModel,
     XLMRobertaConfig,
@@ -31,6 +32,13 @@ def native(published: PublishedConfig) -> Native:
     return model_class, config_class(**passed_on(published))
 
 
+def first_position(config: PretrainedConfig) -> int:
+    """RoBERTa counts from the position behind its padding id, MPNet behind 1."""
+    if config.model_type == "mpnet":
+        return 2
+    return int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
+
+
 BERT = Family(
     name="bert",
     model_types=tuple(CLASSES),
@@ -50,4 +58,5 @@ BERT = Family(
     head_transforms=True,
     required=("vocab_size",),  # distilbert's other names differ; tensors' shapes are compared for all
     assumed={"is_decoder": False, "position_embedding_type": "absolute"},
+    first_position=first_position,
 )

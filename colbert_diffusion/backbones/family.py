@@ -52,6 +52,7 @@ class Family:
         assumed: published config fields the native class takes for granted, with the only value it reproduces.
         tokenizer: transformers' tokenizer class; None: AutoTokenizer decides.
         mask_token: the mask's string where the published tokenizer does not declare it.
+        first_position: config -> the position of a row's first token in its table of positions.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Family:
     assumed: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
     mask_token: str | None = None
+    first_position: Callable[[PretrainedConfig], int] = lambda config: 0
 
     def rename(self, published: str) -> str:
         """The native module or tensor name of a published one."""

@@ -101,13 +101,9 @@ class Recipe:
         for name in ("temperature", "teacher_temperature", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected more than 0")
-        taught = {"teacher_weight": self.teacher_weight, "coverage": self.coverage, "grouped": self.grouped - 1}
-        if self.teacher is None and any(taught.values()):
-            asked = ", ".join(f"{name} {getattr(self, name)}" for name, wanted in taught.items() if wanted)
+        if self.teacher is None and (asked := self._asked("teacher_weight", "coverage", "grouped")):
             raise UserError(f"the recipe has {asked} and there is no teacher: name a checkpoint")
-        added = {"teacher_words": self.teacher_words, "second_weight": self.second_weight}
-        if any(added.values()) and not self.teacher_weight:
-            asked = ", ".join(f"{name} {weight}" for name, weight in added.items() if weight)
+        if not self.teacher_weight and (asked := self._asked("teacher_words", "second_weight")):
             raise UserError(f"the recipe has {asked}, added to a teacher's scores, and teacher_weight is 0")
         if (self.second_teacher is None) != (self.second_weight == 0):
             raise UserError(
@@ -119,6 +115,11 @@ class Recipe:
             raise UserError("distillation from scores ranks a query's own passages: set negatives to 1 or more")
         if not any((self.contrastive, self.sparse, self.scores, self.teacher_weight, self.coverage, self.diffusion)):
             raise UserError("every loss has weight 0: nothing would be trained")
+
+    def _asked(self, *names: str) -> str:
+        """Which of these fields are not as where nobody asks for them, for people."""
+        unasked = {field.name: field.default for field in fields(self)}
+        return ", ".join(f"{name} {getattr(self, name)}" for name in names if getattr(self, name) != unasked[name])
 
     @property
     def nested(self) -> bool:
