@@ -88,6 +88,8 @@ def read_systems(source: str | Path) -> list[System]:
         folders = [folder for folder in sorted(path.iterdir()) if layout_of(folder) in (CHECKPOINT, RELEASED)]
         systems = [System(folder.name, str(folder), words=_predicted(folder)) for folder in folders]
     else:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; give a folder of checkpoints or a JSON file of systems")
         known = {field.name for field in fields(System)} - {"name"}
         systems = []
         for name, given in read_json(path).items():

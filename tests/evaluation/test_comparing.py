@@ -179,6 +179,13 @@ def test_a_file_of_systems_that_is_wrong_is_refused(content: str, wrong: str, tm
         read_systems(tmp_path / "s.json")
 
 
+def test_systems_that_are_nowhere_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist; give a folder of checkpoints or a JSON file"):
+        read_systems(tmp_path / "nothing.json")
+    with pytest.raises(UserError, match="names no system"):
+        read_systems(tmp_path)
+
+
 def test_a_plan_names_what_is_still_to_do(
     compared: tuple[Path, Compared], checkpoints: Path, benchmark_: Benchmark, tmp_path: Path
 ) -> None:
