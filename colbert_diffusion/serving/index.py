@@ -255,8 +255,9 @@ class OpenedIndex:
     def _positions(self, text: str, side: Side) -> Tensor:
         """One vector for each position, (k, dim): before similar ones are merged, so that they stand beside the words."""
         encoder = self.model.encoder
-        states = encoder.readout.states(encoder.rows([text], side), side)
-        return encoder.projection(states)[0].float().cpu()
+        rows = encoder.rows([text], side)
+        [states] = encoder.readout.trim(list(encoder.readout.states(rows, side)), rows)
+        return encoder.projection(states).float().cpu()
 
     def _words(self, text: str, side: Side) -> list[list[str]]:
         [positions] = self.model.predict_words([text], side, WORDS)
