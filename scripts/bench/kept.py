@@ -3,8 +3,8 @@
 prefix: the first n. merge, cover: as `merge_above` and `cover_above` do. pool: hierarchical clusters (Ward), as many as n,
 ColBERT's own way. span: the first ones, until the rest has less than a share of the passage's energy outside their span. words:
 those whose likeliest predicted word is neither a stop word nor a special token nor punctuation. router: the first n, n by a
-linear map of the first vector that was fitted, on the other half of the passages, to the number that `cover` keeps. The last line
-is the oracle: for each query the prefix that is best for it, an upper line for choosing k by query.
+linear map of the first vector that was fitted, on the other half of the passages, to the number that `cover` keeps. The last
+line is the oracle: for each query the prefix that is best for it, an upper line for choosing k by query.
 
 The checkpoint encodes each collection once, nothing merged. Measured by exact MaxSim and, with --nbits, through PLAID.
 
