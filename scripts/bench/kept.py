@@ -194,7 +194,7 @@ def draw(rows: Sequence[Row], out: Path) -> None:
             if line:
                 axes.plot(*zip(*line, strict=True), marker=marker, color="black", alpha=0.7, linewidth=0.8, label=rule)
         axes.set(title=name, xlabel="bytes per passage", ylabel=MEASURE)
-        axes.legend(loc="lower right", fontsize="small")
+        axes.legend(loc="best", fontsize="small", ncols=2)
     for kind in ("png", "svg"):
         with written_aside(out / f"kept.{kind}") as aside:
             figure.savefig(aside, format=kind)
