@@ -69,7 +69,7 @@ def evaluate(
 def compare(
     ctx: typer.Context,
     collections: Annotated[list[str], typer.Argument(help="BEIR or MS MARCO folders, or ir_datasets:ID.", show_default=False)],
-    systems: Annotated[Path, typer.Option(help="A folder of checkpoints, or JSON: see the manual.", show_default=False)],
+    systems: Annotated[Path, typer.Option(help="A folder of checkpoints, or a JSON file.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the comparison; what it has is kept.", show_default=False)],
     baseline: Annotated[str, typer.Option(help="The row that others are compared with.")] = "BM25",
     measures: Annotated[str, typer.Option(help="ir_measures' names.")] = "nDCG@10 RR@10 R@100 R@1000",
@@ -78,7 +78,9 @@ def compare(
 ) -> None:
     """Systems side by side on collections: quality with significance, bytes, times; tables and plots in OUT.
 
-    Each checkpoint encodes a collection once for all its rows; interrupted, the same command goes on with the next cell.
+    The JSON has a checkpoint for each system's name, or an object: {"NAME": {"checkpoint": "FOLDER", "words": "bm25" or
+    "predicted", "nbits": 2, "exact": true, "random": true}}; all but the checkpoint may be left out. Each checkpoint encodes a
+    collection once for all its rows; interrupted, the same command goes on with the next cell.
     """
     from ..evaluation import read_benchmark
     from ..evaluation.comparing import compare_systems, plan_lines, read_systems
