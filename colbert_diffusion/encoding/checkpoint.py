@@ -141,7 +141,7 @@ class DiffusionCheckpoint:
             content_words: keep the text's own content words alone, as eq. 2 does; False: every word.
 
         Raises:
-            UserError: as `encode_query`, or the checkpoint has no prediction head or no masked positions.
+            UserError: as `encode_query`, or the checkpoint has no prediction head or reads no positions that predict words.
         """
         return self._words_of(queries, "query", content_words)
 
@@ -225,7 +225,7 @@ class DiffusionCheckpoint:
         """The head that makes words of its states.
 
         Raises:
-            UserError: there is none, or the readout has no masked positions.
+            UserError: there is none, or the readout reads no positions that predict words.
         """
         if self.head is None or self.why_no_words():
             raise UserError(f"{self.path}: {self.why_no_words()}")
@@ -235,7 +235,7 @@ class DiffusionCheckpoint:
         """What the masked positions say: for each text, for each position, the `top` likeliest tokens, best first.
 
         Raises:
-            UserError: there is no prediction head, or the readout has no masked positions.
+            UserError: there is no prediction head, or the readout reads no positions that predict words.
         """
         head = self.word_head()
         tokenizer = self.encoder.backbone.tokenizer

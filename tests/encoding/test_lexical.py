@@ -125,6 +125,6 @@ def test_without_a_head_or_masks_the_reason_is_one_line(
 ) -> None:
     with pytest.raises(UserError, match="not one string"):
         checkpoint.lexical_query("paris")
-    monkeypatch.setitem(checkpoint.__dict__, "head", None)
+    monkeypatch.setattr(checkpoint, "_load_head", lambda: None)
     with pytest.raises(UserError, match="no prediction head"):
         checkpoint.lexical_query(["paris"])
