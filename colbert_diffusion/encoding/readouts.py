@@ -204,21 +204,21 @@ class LastToken(_OneVector):
         return states.take_along_dim((lengths - 1)[:, None, None], dim=1)
 
 
-def _check_keeps_all(name: str, config: DiffusionConfig) -> None:
-    for field in ("merge_above", "cover_above"):
-        if getattr(config, field) is not None:
-            raise UserError(f'readout "{name}" has as many vectors as it reads; set {field} to null')
-
-
-class EveryToken(Readout):
-    """All states; a text's own are as many as its row is long."""
-
-    name = "tokens"
+class _OwnLength(Readout):
+    """As many vectors as it reads of a text."""
 
     @classmethod
     def check(cls, config: DiffusionConfig) -> None:
-        _check_keeps_all(cls.name, config)
+        for field in ("merge_above", "cover_above"):
+            if getattr(config, field) is not None:
+                raise UserError(f'readout "{cls.name}" has as many vectors as it reads; set {field} to null')
         super().check(config)
+
+
+class EveryToken(_OwnLength):
+    """All states; a text's own are as many as its row is long."""
+
+    name = "tokens"
 
     @classmethod
     def fitted(cls, config: DiffusionConfig) -> DiffusionConfig:
@@ -231,7 +231,7 @@ class EveryToken(Readout):
         return [own[: len(row.ids)] for own, row in zip(vectors, rows, strict=True)]
 
 
-class Generated(Readout):
+class Generated(_OwnLength):
     """The state of the prompt's last token, an opening quote, and those of the tokens that the model says after it.
 
     One forward pass a token, up to k - 1 of them; a text that ends sooner (a special token, or one with a closing quote)
@@ -241,11 +241,6 @@ class Generated(Readout):
     name = "generated"
     predicts_words = True
     decodes = True
-
-    @classmethod
-    def check(cls, config: DiffusionConfig) -> None:
-        _check_keeps_all(cls.name, config)
-        super().check(config)
 
     @classmethod
     def fitted(cls, config: DiffusionConfig) -> DiffusionConfig:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.common.files import read_json, write_json
+from colbert_diffusion.index.layout import stored_bytes
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -111,7 +112,7 @@ def bytes_of(folder: Path, *patterns: str) -> int:
 
 def packed_bytes(index: Path) -> int:
     """An index's codes and residuals."""
-    return bytes_of(index, "*.codes.pt", "*.residuals.pt")
+    return stored_bytes(index)[0]
 
 
 def timed(run: Callable[[], T]) -> tuple[T, float]:

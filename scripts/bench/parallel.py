@@ -1,8 +1,8 @@
 """k masked positions read in one pass against as many decoded tokens, by two backbones of one size: what encoding a text takes.
 
 Both are random Qwen2s of the size given, one bidirectional (DiffRetriever), one causal with its keys and values kept
-(PromptReps): weights decide no time. Texts have --tokens tokens, the prompts are `convert`'s for these readouts, and --prompt
-adds tokens before each text. The cells take turns; a time is the median of the rounds, and beside each stands its ratio to
+(PromptReps): weights decide no time. Texts have --tokens tokens, and --prompt of them stand
+before each text. The cells take turns; a time is the median of the rounds, and beside each stands its ratio to
 k = 1 and, for masks, the ratio of the rows' lengths, which is what one pass should cost.
 
 Usage: parallel.py [--hidden 512] [--layers 8] [--tokens 128] [--prompt 0] [--k 1,2,4,8,16] [--batches 1,32] [--rounds 7]
