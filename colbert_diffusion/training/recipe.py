@@ -1,5 +1,6 @@
 """Everything that decides a training run besides its data: one frozen dataclass, written into the checkpoint."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -146,7 +147,7 @@ def _typed(name: str, value: Any, wanted: Any) -> Any:
         return None if value in (None, "none") else str(value)
     if isinstance(value, str):
         try:
-            value = parse_json(value)
+            value = float(value) if wanted is float else parse_json(value)  # .5 is a number to everyone but JSON
         except ValueError as error:
             raise UserError(f"recipe field {name}: {value!r:.60} is no {getattr(wanted, '__name__', wanted)}") from error
     if wanted == tuple[int, ...]:
@@ -154,7 +155,9 @@ def _typed(name: str, value: Any, wanted: Any) -> Any:
             return tuple(value)
         raise UserError(f"recipe field {name}: expected a list of positive integers such as [1,4,16], not {value!r}")
     if wanted is float and type(value) is int:
-        return float(value)
+        value = float(str(value))  # one of 400 digits is infinite, no OverflowError
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"recipe field {name} is {value}, expected a finite number")
     if type(value) is not wanted:
         raise UserError(f"recipe field {name}: {value!r} is a {type(value).__name__}, expected {wanted.__name__}")
     return value

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,10 @@ def test_the_papers_preset_is_the_papers_recipe() -> None:
 def test_a_file_goes_over_the_preset_and_single_settings_over_both(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps({"steps": 7, "batch": 8, "nested_k_passage": [1, 4]}))
-    recipe = read_recipe("small", path, {"batch": "16", "learning_rate": "1", "teacher": "folder", "cached": "true"})
+    settings = {"batch": "16", "learning_rate": "1", "sparse": ".2", "teacher": "folder", "cached": "true"}
+    recipe = read_recipe("small", path, settings)
     assert (recipe.steps, recipe.batch, recipe.nested_k_passage) == (7, 16, (1, 4))
-    assert (recipe.learning_rate, recipe.teacher, recipe.cached) == (1.0, "folder", True)
+    assert (recipe.learning_rate, recipe.sparse, recipe.teacher, recipe.cached) == (1.0, 0.2, "folder", True)
     assert recipe.nested
 
 
@@ -37,9 +39,13 @@ def test_a_file_goes_over_the_preset_and_single_settings_over_both(tmp_path: Pat
         ({"bf16": "1"}, "expected bool"),
         ({"nested_dim": "[0]"}, "positive integers"),
         ({"nested_dim": "4"}, "positive integers"),
+        ({"sparse": "half"}, "sparse: 'half' is no float"),
+        ({"learning_rate": "NaN"}, "learning_rate is nan, expected a finite number"),
+        ({"learning_rate": math.nan}, "learning_rate is nan, expected a finite number"),
+        ({"sparse": 10**400}, "sparse is inf, expected a finite number"),
     ],
 )
-def test_a_wrong_setting_is_one_line_that_names_it(settings: dict[str, str], said: str) -> None:
+def test_a_wrong_setting_is_one_line_that_names_it(settings: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         read_recipe("small", settings=settings)
 
