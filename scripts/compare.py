@@ -1,16 +1,19 @@
-"""Many masked positions against one vector: the same base, pairs, steps and losses for each readout.
+"""Many masked positions against one vector: the same base, pairs and steps for each readout, and its words where it has some.
 
 For each base and readout every learning rate is tried with seed 0; the one with the best mean nDCG@10 over the dev
 collections (exact MaxSim) is trained again with the other seeds. The table has mean and standard deviation over seeds,
-by exact MaxSim and through PLAID at its default settings. The loss is symmetric InfoNCE with in-batch negatives; with
+by exact MaxSim and, through an index at its default settings, by vectors (PLAID), predicted words (eq. 2) and both (eq. 3).
+The loss is symmetric InfoNCE with in-batch negatives and, for masked positions, InfoNCE over their words; with
 `--teacher mean` the preset's weights, beside the distillation of the base's own mean pool, for all readouts alike.
+One vector is trained with --dim dimensions, as an index takes them, and with all of its base's, which are searched exactly.
 
 Usage: compare.py --pairs FILE ... --dev FOLDER ... --out FOLDER [--bases BASE ...] [--steps 300] [--batch 64]
            [--rates 3e-4 1e-3 3e-3] [--seeds 3] [--teacher none] [--dim 128] [--plan]
 
 --plan trains 3 steps for each base and readout and says how long all would take. OUT/compare.json keeps every figure;
 interrupted, the same command goes on: finished runs are not done again, an unfinished one continues. More rates, seeds
-or bases may be asked for later.
+or bases may be asked for later. OUT/systems.json has each row's first seed, for `colbert-diffusion compare`: significance,
+bytes, times and plots.
 """
 
 import itertools
@@ -45,13 +48,17 @@ READOUTS: dict[str, dict[str, Any]] = {
     "masked 4/16": {"readout": "masked", "k_query": 4, "k_passage": 16},
     "masked 1/1": {"readout": "masked", "k_query": 1, "k_passage": 1},
     "mean pool": {"readout": "mean"},
+    "mean pool, native": {"readout": "mean"},
     "last token": {"readout": "last"},
+    "last token, native": {"readout": "last"},
 }
+WORDS = 0.2  # weight of the words' InfoNCE
 RECIPE = PRESETS["small"]
 LENGTHS = {"query_max_length": 48, "passage_max_length": 200}
 FITTED = 2000  # passages for the projection's start
 PROBED = 64  # passages encoded by --plan
 MEASURE = "nDCG@10"
+INDEXED = ("plaid", "lexical", "hybrid")  # of a readout with words; without, the first
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,20 @@ class Readout(Cell):
         """A folder's name."""
         module = self.base.removeprefix("package:").split("/")[0]
         base = module if self.base.startswith("package:") else Path(self.base).name
-        return f"{base}-{self.readout}".replace(" ", "-").replace("/", "-")
+        return f"{base}-{self.readout}".replace(",", "").replace(" ", "-").replace("/", "-")
+
+    @property
+    def native(self) -> bool:
+        """All of the base's dimensions, searched exactly: no index is made."""
+        return self.readout.endswith("native")
+
+    @property
+    def has_words(self) -> bool:
+        return self.readout.startswith("masked")
+
+    @cached_property
+    def hidden_size(self) -> int:
+        return load_backbone(locate(self.base)).hidden_size
 
 
 class Trial(NamedTuple):
@@ -102,9 +122,10 @@ class Comparison:
         if len({cell.name for cell in self.cells}) < len(self.cells):
             raise UserError(f"two of the bases {', '.join(self.bases)} have the same name; compare them apart")
 
-    @property
+    @cached_property
     def cells(self) -> list[Readout]:
-        return [Readout(base, readout) for base in self.bases for readout in READOUTS]
+        cells = [Readout(base, readout) for base in self.bases for readout in READOUTS]
+        return [cell for cell in cells if not cell.native or cell.hidden_size > self.dim]
 
     @cached_property
     def benchmarks(self) -> list[Benchmark]:
@@ -139,20 +160,23 @@ class Comparison:
     def start(self, cell: Readout) -> Path:
         folder = self.out / "starts" / cell.name
         if not folder.exists():
-            convert(cell.base, folder, dim=self.dim, fit_on=self.texts, **LENGTHS, **READOUTS[cell.readout])  # type: ignore[arg-type]
+            dim = cell.hidden_size if cell.native else self.dim
+            convert(cell.base, folder, dim=dim, fit_on=self.texts, **LENGTHS, **READOUTS[cell.readout])  # type: ignore[arg-type]
         return folder
 
     def mean_pool(self, base: str) -> Path:
         """The base's own mean pool, all dimensions."""
         folder = self.out / "starts" / Readout(base, "teacher").name
         if not folder.exists():
-            convert(base, folder, readout="mean", dim=load_backbone(locate(base)).hidden_size)
+            convert(base, folder, readout="mean", dim=Readout(base, "mean pool").hidden_size)
         return folder
 
     def recipe(self, trial: Trial) -> Recipe:
         recipe = RECIPE.changed({"contrastive": 1.0})
         if self.teacher == "mean":
             recipe = RECIPE.changed({"teacher": str(self.mean_pool(trial.cell.base)), "teacher_weight": 1.0})
+        if trial.cell.has_words:
+            recipe = recipe.changed({"sparse": WORDS})
         own = {"learning_rate": trial.rate, "seed": trial.seed, "steps": self.steps, "batch": self.batch}
         return recipe.changed(own | {"warmup": min(RECIPE.warmup, self.steps // 10), "save_every": 50})
 
@@ -163,32 +187,54 @@ class Comparison:
             train(self.start(trial.cell), Data(self.pairs), folder, self.recipe(trial), show_progress_bar=True)
         return folder
 
-    def measure(self, trial: Trial, system: str) -> dict[str, float]:
-        """nDCG@10 by collection; `system` is exact or plaid."""
-        known = self.results["trials"].setdefault(trial.name, {})
-        if system not in known:
-            systems = Systems(str(self.train(trial)), exact=system == "exact", plaid=system == "plaid", measures=MEASURE)
+    def measure(self, trial: Trial, *, exact: bool) -> dict[str, dict[str, float]]:
+        """nDCG@10 by system (exact, or those of an index) and collection."""
+        known: dict[str, dict[str, float]] = self.results["trials"].setdefault(trial.name, {})
+        names = ["exact"] if exact else [*INDEXED] if trial.cell.has_words else ["plaid"]
+        if not known.keys() >= set(names):
+            words = trial.cell.has_words and not exact
+            systems = Systems(
+                str(self.train(trial)),
+                exact=exact,
+                plaid=not exact,
+                lexical="predicted" if words else None,
+                hybrid=words,
+                measures=MEASURE,
+            )
             with only_our_output(self.out / "colbert.log"):
                 reports = {one.name: measure_systems(one, systems)[0] for one in self.benchmarks}
-            known[system] = {name: report.means[system][MEASURE] for name, report in reports.items()}
+            for system in names:
+                known[system] = {name: report.means[system][MEASURE] for name, report in reports.items()}
             self.keep()
-        found: dict[str, float] = known[system]
-        return found
+        return {name: known[name] for name in names}
 
     def best_rate(self, cell: Readout) -> float:
-        return max(self.rates, key=lambda rate: statistics.fmean(self.measure(Trial(cell, rate, 0), "exact").values()))
+        def mean(rate: float) -> float:
+            return statistics.fmean(self.measure(Trial(cell, rate, 0), exact=True)["exact"].values())
+
+        return max(self.rates, key=mean)
 
     def row(self, cell: Readout) -> Row:
         rate = self.best_rate(cell)
         trials = [Trial(cell, rate, seed) for seed in range(self.seeds)]
         row = cell.as_row() | {"rate": rate}
-        for system in ("exact", "plaid"):
-            measured = [self.measure(trial, system) for trial in trials]
-            for name in measured[0]:
-                values = [one[name] for one in measured]
+        for exact in (True,) if cell.native else (True, False):
+            measured = [self.measure(trial, exact=exact) for trial in trials]
+            for system, name in itertools.product(measured[0], (one.name for one in self.benchmarks)):
+                values = [one[system][name] for one in measured]
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 row[f"{name} {system}"] = {"mean": statistics.fmean(values), "sd": spread, "seeds": values}
         return row
+
+    def systems(self) -> dict[str, dict[str, Any]]:
+        """Each row's first seed at its best rate, as `colbert-diffusion compare --systems` takes them."""
+        found = {}
+        for cell in self.cells:
+            about: dict[str, Any] = {"checkpoint": str(self.train(Trial(cell, self.best_rate(cell), 0)).absolute())}
+            found[cell.name] = (
+                about | ({"words": "predicted"} if cell.has_words else {}) | ({"exact": True} if cell.native else {})
+            )
+        return found
 
     def probe(self, cell: Readout) -> dict[str, float]:
         """Seconds of a training step, and of encoding a passage."""
@@ -203,11 +249,12 @@ class Comparison:
         return {"step": self.batch / statistics.median(entry["pairs_per_second"] for entry in steps), "passage": passage}
 
     def plan(self) -> Iterator[tuple[object, ...]]:
-        """The trials and how long they would take. Each is measured exactly, those at the best rate through PLAID too."""
-        trials, measured = len(self.rates) + self.seeds - 1, len(self.rates) + 2 * self.seeds - 1
+        """The trials and how long they would take. Each is measured exactly, those at the best rate through an index too."""
+        trials = len(self.rates) + self.seeds - 1
         passages, total = sum(len(one.documents) + len(one.queries) for one in self.benchmarks), 0.0
         for cell in self.cells:
             cost = self.probe(cell)
+            measured = trials + (0 if cell.native else self.seeds)
             minutes = (trials * self.steps * cost["step"] + measured * passages * cost["passage"]) / 60
             done = len([path for path in (self.out / "trials").glob(f"{cell.name}-*") if path.suffix != ".training"])
             total += minutes
@@ -216,17 +263,13 @@ class Comparison:
 
 
 def show(rows: Sequence[Row]) -> None:
-    columns = [name for name in rows[0] if isinstance(rows[0][name], dict)]
-    print_table(
-        ("base", "readout", "rate", *columns),
-        (
-            (
-                *(row["base"], row["readout"], f"{row['rate']:g}"),
-                *(f"{row[name]['mean']:.3f} ± {row[name]['sd']:.3f}" for name in columns),
-            )
-            for row in rows
-        ),
-    )
+    columns = list(dict.fromkeys(name for row in rows for name in row if isinstance(row[name], dict)))
+
+    def cells(row: Row) -> Iterator[str]:
+        yield from (row["base"], row["readout"], f"{row['rate']:g}")
+        yield from (f"{row[name]['mean']:.3f} ± {row[name]['sd']:.3f}" if name in row else "-" for name in columns)
+
+    print_table(("base", "readout", "rate", *columns), (list(cells(row)) for row in rows))
 
 
 @errors_in_a_line()
@@ -251,6 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     comparison.results["table"] = [comparison.row(cell) for cell in comparison.cells]
     comparison.keep()
+    write_json(comparison.out / "systems.json", comparison.systems())
     show(comparison.results["table"])
 
 

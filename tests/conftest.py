@@ -30,13 +30,16 @@ HIDDEN = 16
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bert(tmp_path_factory.mktemp("backbones") / "tiny-bert")
+
+
+def write_bert(folder: Path, hidden_size: int = HIDDEN) -> Path:
     """A published-looking BERT masked language model: config, safetensors, tokenizer."""
-    folder = tmp_path_factory.mktemp("backbones") / "tiny-bert"
     folder.mkdir()
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(WORDS),
-        hidden_size=HIDDEN,
+        hidden_size=hidden_size,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=32,

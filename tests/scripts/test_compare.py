@@ -9,7 +9,10 @@ from types import ModuleType
 import pytest
 
 from colbert_diffusion import DiffusionConfig
+from colbert_diffusion.evaluation import read_benchmark
+from colbert_diffusion.evaluation.comparing import compare_systems, read_systems
 
+from ..conftest import write_bert
 from .conftest import load, refusal, rows
 
 
@@ -23,19 +26,19 @@ def compare(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_comparison_has_every_readout_at_its_best_rate_and_is_done_once(
     compare: ModuleType,
-    tiny_bert: Path,
     pairs: Path,
     beir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = tmp_path / "out"
-    fixed = [f"--pairs={pairs}", f"--dev={beir}", f"--out={out}", f"--bases={tiny_bert}", "--batch=16", "--dim=16"]
+    out, base = tmp_path / "out", write_bert(tmp_path / "wide", 32)
+    fixed = [f"--pairs={pairs}", f"--dev={beir}", f"--out={out}", f"--bases={base}", "--batch=16", "--dim=16"]
     asked = [*fixed, "--rates", "1e-4", "1e-2", "--seeds=1"]
     compare.main([*asked, "--steps=3"])
     table = rows(capsys.readouterr().out)
-    assert [row[:2] for row in table] == [[str(tiny_bert), readout] for readout in compare.READOUTS]
+    assert [row[:2] for row in table] == [[str(base), readout] for readout in compare.READOUTS]
+    assert [row.count("-") for row in table] == [0, 0, 2, 3, 2, 3]  # one vector has no words, its own dimensions no index
 
     kept = json.loads((out / "compare.json").read_text())
     assert len(kept["trials"]) == 2 * len(compare.READOUTS)
@@ -43,8 +46,21 @@ def test_the_comparison_has_every_readout_at_its_best_rate_and_is_done_once(
         trials = {rate: kept["trials"][compare.Trial(compare.Readout(*shown[:2]), rate, 0).name] for rate in (1e-4, 1e-2)}
         best = max(trials, key=lambda rate: trials[rate]["exact"]["tiny"])
         assert row["rate"] == best
-        assert row["tiny plaid"] == {"mean": trials[best]["plaid"]["tiny"], "sd": 0, "seeds": [trials[best]["plaid"]["tiny"]]}
+        for system, measured in trials[best].items():
+            assert row[f"tiny {system}"] == {"mean": measured["tiny"], "sd": 0, "seeds": [measured["tiny"]]}
         assert re.fullmatch(r"\d\.\d{3} ± 0\.000", shown[3])
+
+    systems = read_systems(out / "systems.json")[1:]
+    assert [(one.words, one.exact) for one in systems] == [
+        *[("predicted", False)] * 2,
+        *[(None, False), (None, True)] * 2,
+    ]
+    compared = compare_systems(
+        read_benchmark(beir), systems, tmp_path / "compared", measures="nDCG@10", baseline=f"{systems[0].name} dense"
+    )
+    for one, row in zip(systems, kept["table"], strict=True):
+        again = compared.report.means[f"{one.name} dense"]["nDCG@10"]
+        assert again == pytest.approx(row["tiny exact" if one.exact else "tiny plaid"]["mean"], abs=0.02)  # centroids differ
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("done already")
@@ -63,6 +79,6 @@ def test_the_plan_estimates_every_readout_and_trains_no_trial(
     fixed = [f"--pairs={pairs}", f"--dev={beir}", f"--out={tmp_path / 'out'}", f"--bases={tiny_bert}", "--batch=16", "--dim=8"]
     compare.main([*fixed, "--teacher=mean", "--plan"])
     table = rows(capsys.readouterr().out)
-    assert [row[1:4] for row in table] == [[readout, "5", "0"] for readout in compare.READOUTS] + [["", "20", ""]]
+    assert [row[1:4] for row in table] == [[readout, "5", "0"] for readout in compare.READOUTS] + [["", "30", ""]]
     assert not (tmp_path / "out" / "trials").exists()
     assert {DiffusionConfig.load(folder).dim for folder in (tmp_path / "out" / "starts").glob("*-masked-*")} == {8}
