@@ -21,12 +21,12 @@ from ..common.work import Marker
 from ..config import CHECKPOINT, RELEASED, layout_of
 from ..encoding.checkpoint import DiffusionCheckpoint
 from ..encoding.identity import CheckpointIdentity, identify
-from ..encoding.scoring import Vectors, maxsim
-from ..encoding.vectors import VectorFiles, encode_to
+from ..encoding.scoring import maxsim
+from ..encoding.vectors import encode_to
 from ..texts.collection import collection_fingerprint
 from .benchmarks import Benchmark
 from .bm25 import bm25_run
-from .exact import exact_run
+from .exact import EncodedPassages, exact_run
 from .measuring import Comparison, Report, evaluate
 from .plaid import Row, build_index, index_runs
 from .runs import Run, read_run, write_run
@@ -248,9 +248,8 @@ def _run(
     files = encode_to(folder / "vectors", identity, load, benchmark.texts, lexical=predicted, show_progress_bar=True)
     texts = list(benchmark.queries.values())[: TIMED + 1]
     if system.exact:
-        kept = _Kept(load(), files)
-        run = exact_run(kept, benchmark, depth)
         passages = list(files.read(range(len(files))))
+        run = exact_run(EncodedPassages(load(), passages), benchmark, depth)
         size = 2 * identity.config.dim * sum(map(len, passages)) / len(passages)  # as float16, which its files have
 
         def asked(text: str) -> Any:
@@ -297,18 +296,3 @@ def _timed(texts: Sequence[str], ask: Callable[[str], Any], answer: Callable[[An
         "search_p50": search_p50,
         "search_p95": search_p95,
     }
-
-
-class _Kept:
-    """A checkpoint whose passages are in files already."""
-
-    def __init__(self, model: DiffusionCheckpoint, files: VectorFiles) -> None:
-        self._model, self._files, self._next = model, files, 0
-
-    def encode_query(self, queries: list[str]) -> list[Vectors]:
-        return self._model.encode_query(queries)
-
-    def encode_document(self, documents: list[str]) -> list[Vectors]:
-        """The next ones: exact search asks for all, in order."""
-        start, self._next = self._next, self._next + len(documents)
-        return list(self._files.read(range(start, self._next)))

@@ -1,11 +1,12 @@
 """What `colbert-diffusion evaluate` does for one benchmark: run the systems asked for, measure, write it all down."""
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import __version__
 from ..common.errors import UserError
@@ -13,12 +14,17 @@ from ..common.files import write_json
 from ..index.fusion import Fusion
 from .benchmarks import Benchmark
 from .bm25 import bm25_run
-from .exact import Cell, cell_runs, check_cells
+from .exact import Cell, EncodedPassages, TextEncoder, cell_runs, check_cells
 from .measuring import DEFAULT_MEASURES, RESAMPLES, SEED, Report, evaluate, parse_measures
 from .plaid import Row, build_index, check_documents, check_words, index_runs
 from .runs import Run, read_run, without_own, write_run
 
+if TYPE_CHECKING:
+    from ..encoding.checkpoint import DiffusionCheckpoint
+    from ..encoding.identity import CheckpointIdentity
+
 REPORT_FILE = "measures.json"
+VECTORS = "vectors-of-this-run"  # gone once the index stands; no name that a user's own folder has
 
 
 @dataclass(frozen=True)
@@ -172,19 +178,36 @@ def _run_checkpoint(
     names = ({"exact": own} if systems.exact else {}) | (
         {f"exact-k{cell.k}-dim{cell.dim}": cell for cell in cells} if systems.has_cells else {}
     )
-    if names:
-        checkpoint = DiffusionCheckpoint(identity.path)
-        runs = cell_runs(checkpoint, benchmark, list(dict.fromkeys(names.values())), systems.depth)
-        keep_all({name: runs[cell] for name, cell in names.items()})
-        del checkpoint  # the searcher loads its own
-    if systems.index is not None:
-        keep_all(index_runs(systems.index, benchmark, systems.rows, systems.depth, systems.checkpoint))
-    elif systems.rows:
-        words = (systems.lexical or "bm25") if systems.needs_words else None
-        with tempfile.TemporaryDirectory() as temporary:
-            index = build_index(str(identity.path), benchmark, (out or Path(temporary)) / "index", systems.nbits, words)
+    words = (systems.lexical or "bm25") if systems.needs_words else None
+    with tempfile.TemporaryDirectory() as temporary:
+        work, source = out or Path(temporary), str(identity.path)
+        vectors = work / VECTORS
+        if names:
+            model = DiffusionCheckpoint(identity.path)
+            encoder: TextEncoder = model
+            if systems.index is None and systems.rows:  # passages are encoded once, for both
+                source = str(vectors)
+                encoder = _encoded(model, identity, benchmark, vectors, predicted=words == "predicted")
+            runs = cell_runs(encoder, benchmark, list(dict.fromkeys(names.values())), systems.depth)
+            keep_all({name: runs[cell] for name, cell in names.items()})
+            del model, encoder  # the searcher loads its own
+        if systems.index is not None:
+            keep_all(index_runs(systems.index, benchmark, systems.rows, systems.depth, systems.checkpoint))
+        elif systems.rows:
+            index = build_index(source, benchmark, work / "index", systems.nbits, words)
+            shutil.rmtree(vectors, ignore_errors=True)
             keep_all(index_runs(index, benchmark, systems.rows, systems.depth))
     return {"path": str(identity.path), "fingerprint": identity.fingerprint, "dtype": identity.dtype}
+
+
+def _encoded(
+    model: "DiffusionCheckpoint", identity: "CheckpointIdentity", benchmark: Benchmark, folder: Path, *, predicted: bool
+) -> TextEncoder:
+    """The model with the benchmark's passages, which are encoded into the folder for an index too; interrupted, it goes on."""
+    from ..encoding.vectors import encode_to
+
+    files = encode_to(folder, identity, lambda: model, benchmark.texts, lexical=predicted, show_progress_bar=True)
+    return EncodedPassages(model, files.read(range(len(files))))
 
 
 def _checkpoint_of(index: Path) -> str:

@@ -27,7 +27,7 @@ from colbert_diffusion.evaluation import (
     read_run,
 )
 from colbert_diffusion.evaluation.exact import check_cells
-from colbert_diffusion.evaluation.systems import Systems, measure_systems
+from colbert_diffusion.evaluation.systems import VECTORS, Systems, measure_systems
 
 from .conftest import write_beir
 
@@ -226,6 +226,29 @@ def test_a_nested_checkpoint_gets_a_row_for_each_combination(
     assert list(report.means) == ["exact", "exact-k1-dim8", "exact-k1-dim16", "exact-k8-dim8", "exact-k8-dim16"]
     assert report.per_query["exact"] == report.per_query["exact-k8-dim16"]
     assert len(encoded) == len(benchmark_.documents) + len(benchmark_.queries)
+
+
+def test_passages_are_encoded_once_for_exact_search_and_for_an_index(
+    tiny_checkpoint: Path, benchmark_: Benchmark, tmp_path: Path, encoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systems = Systems(str(tiny_checkpoint), exact=True, plaid=True, lexical="predicted", hybrid=True, measures="RR@10")
+
+    def failing(*_: object) -> None:
+        raise UserError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="the disk is full"):
+        patch.setattr("colbert_diffusion.evaluation.systems.build_index", failing)
+        measure_systems(benchmark_, systems, tmp_path / "out")
+    report, _ = measure_systems(benchmark_, systems, tmp_path / "out")
+    assert list(report.means) == ["exact", "plaid", "lexical", "hybrid"]
+    assert [encoded.count(text) for text in benchmark_.texts] == [benchmark_.texts.count(text) for text in benchmark_.texts]
+    assert not (tmp_path / "out" / VECTORS).exists()
+    apart, _ = measure_systems(benchmark_, replace(systems, exact=False), tmp_path / "apart")
+    assert all(report.means[name] == apart.means[name] for name in apart.means)
+    assert (
+        report.means["exact"]
+        == measure_systems(benchmark_, Systems(str(tiny_checkpoint), exact=True, measures="RR@10"))[0].means["exact"]
+    )
 
 
 def test_runs_are_on_disk_when_a_later_system_fails(
