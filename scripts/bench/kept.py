@@ -1,14 +1,15 @@
-"""How many vectors does a passage deserve: every rule beside the others, nDCG@10 against vectors and bytes.
+"""How many vectors does a text deserve: every rule beside the others, nDCG@10 against vectors and bytes.
 
 prefix: the first n. merge, cover: as `merge_above` and `cover_above` do. pool: hierarchical clusters (Ward), as many as n,
 ColBERT's own way. span: the first ones, until the rest has less than a share of the passage's energy outside their span. words:
 those whose likeliest predicted word is neither a stop word nor a special token nor punctuation. router: the first n, n by a
-linear map of the first vector that was fitted, on the other half of the passages, to the number that `cover` keeps. The last
+linear map of the first vector that was fitted, on the other half of the passages, to the number that `cover` keeps.
+agree: of a QUERY, those closer than a cosine become their sum (exact MaxSim alone; passages keep all of theirs). The last
 line is the oracle: for each query the prefix that is best for it, an upper line for choosing k by query.
 
 The checkpoint encodes each collection once, nothing merged. Measured by exact MaxSim and, with --nbits, through PLAID.
 
-Usage: kept.py CHECKPOINT COLLECTION ... --out FOLDER [--rules prefix,merge,cover,pool,span,words,router] [--nbits 2]
+Usage: kept.py CHECKPOINT COLLECTION ... --out FOLDER [--rules prefix,merge,cover,pool,span,words,router,agree] [--nbits 2]
 
 OUT/kept.json keeps every row, OUT/kept.png and .svg are the plot; interrupted, the same command goes on.
 """
@@ -58,6 +59,16 @@ def pooled(vectors: Vectors, count: float) -> Vectors:
     return result
 
 
+def agreed(vectors: Vectors, above: float) -> Vectors:
+    """A group's sum keeps its weight: MaxSim is the same where one passage vector is the nearest of all of the group."""
+    left, sums = np.arange(len(vectors)), []
+    while len(left):
+        near = (vectors[left] @ vectors[left[0]] > above) | (left == left[0])
+        sums.append(vectors[left[near]].sum(axis=0))
+        left = left[~near]
+    return np.stack(sums)
+
+
 def spanned(vectors: Vectors, share: float) -> Vectors:
     """Gram-Schmidt: the first j whose span leaves less than this share of all vectors' energy."""
     left = vectors.astype(np.float64)
@@ -103,6 +114,7 @@ SETTINGS: Mapping[str, Sequence[float]] = {
     "span": (0.02, 0.05, 0.1, 0.15, 0.2),
     "words": (1,),
     "router": (0.98, 0.96, 0.94, 0.92, 0.9),
+    "agree": (0.95, 0.9, 0.85, 0.8, 0.7),
 }
 
 
@@ -127,6 +139,8 @@ class Whole:
         self.passages = list(plain.encode(self.texts, "passage"))
 
     def keep(self, cell: Kept) -> list[Vectors]:
+        if cell.rule == "agree":
+            return self.passages
         if cell.rule == "prefix":
             return [own[: int(cell.setting)] for own in self.passages]
         if cell.rule == "words":
@@ -142,8 +156,8 @@ class Whole:
 class Served:
     """Vectors that are there, as an encoder of a collection's texts in their order."""
 
-    def __init__(self, whole: Whole, passages: Sequence[Vectors]) -> None:
-        self._queries, self._passages = whole.queries, dict(zip(whole.texts, passages, strict=True))
+    def __init__(self, queries: Mapping[str, Vectors], texts: Sequence[str], passages: Sequence[Vectors]) -> None:
+        self._queries, self._passages = queries, dict(zip(texts, passages, strict=True))
 
     def encode_query(self, queries: Sequence[str]) -> list[Vectors]:
         return [self._queries[text] for text in queries]
@@ -160,10 +174,13 @@ class Served:
 
 def measure_cell(whole: Whole, benchmark: Benchmark, cell: Kept, nbits: int, made_by: CheckpointIdentity, work: Path) -> Row:
     """A row; `per_query` are the exact values, for the oracle."""
-    passages = whole.keep(cell)
-    served = Served(whole, passages)
+    passages, queries = whole.keep(cell), whole.queries
+    if cell.rule == "agree":
+        queries, nbits = {text: agreed(own, cell.setting) for text, own in queries.items()}, 0
+    served = Served(queries, whole.texts, passages)
     runs = {"exact": exact_run(served, benchmark, depth=100)}
     row: Row = {"collection": benchmark.name, **cell.as_row(), "nbits": nbits, "vectors": vectors_per_text(passages)}
+    row["query_vectors"] = vectors_per_text(list(queries.values()))
     row["bytes"] = row["vectors"] * (4 + made_by.config.dim * (nbits or 16) / 8)
     if nbits:
         encode_to(work / "vectors", made_by, lambda: served, benchmark.texts)
@@ -189,7 +206,7 @@ def draw(rows: Sequence[Row], out: Path) -> None:
     figure = Figure(figsize=(1 + 5 * len(names), 4.5), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         group = [row for row in rows if row["collection"] == name]
-        for marker, rule in zip("os^Dv*P", SETTINGS, strict=True):
+        for marker, rule in zip("os^Dv*P", (rule for rule in SETTINGS if rule != "agree"), strict=True):
             line = sorted((row["bytes"], row.get("plaid", row["exact"])) for row in group if row["rule"] == rule)
             if line:
                 axes.plot(*zip(*line, strict=True), marker=marker, color="black", alpha=0.7, linewidth=0.8, label=rule)
@@ -204,14 +221,16 @@ def show(rows: Sequence[Row]) -> None:
     def cells() -> Iterator[Sequence[Any]]:
         for row in rows:
             values = (f"{row[name]:.3f}" if name in row else "-" for name in ("exact", "plaid"))
-            size = (f"{row['setting']:g}", f"{row['vectors']:.1f}", f"{row['bytes']:.0f}")
+            queries = f"{row['query_vectors']:.1f}"
+            size = (f"{row['setting']:g}", queries, f"{row['vectors']:.1f}", f"{row['bytes']:.0f}")
             yield (row["collection"], row["rule"], *size, *values)
         for name in dict.fromkeys(row["collection"] for row in rows):
             prefixes = [row for row in rows if row["collection"] == name and row["rule"] == "prefix"]
             if prefixes:
-                yield (name, "oracle", "by query", "-", "-", f"{oracle(prefixes):.3f}", "-")
+                yield (name, "oracle", "by query", "-", "-", "-", f"{oracle(prefixes):.3f}", "-")
 
-    print_table(("collection", "rule", "setting", "vectors", "bytes", "exact", "PLAID"), cells())
+    columns = ("collection", "rule", "setting", "query vectors", "vectors", "bytes", "exact", "PLAID")
+    print_table(columns, cells())
 
 
 def measure(source: str, collections: Sequence[str], rules: Sequence[str], nbits: int, out: Path) -> list[Row]:
@@ -226,7 +245,7 @@ def measure(source: str, collections: Sequence[str], rules: Sequence[str], nbits
         for cell in (Kept(rule, setting) for rule in rules for setting in SETTINGS[rule]):
             if cell.rule in ("prefix", "pool") and cell.setting > most:
                 continue
-            row = kept.find(collection=benchmark.name, **cell.as_row(), nbits=nbits)
+            row = kept.find(collection=benchmark.name, **cell.as_row(), nbits=0 if cell.rule == "agree" else nbits)
             if row is None:
                 whole = whole or Whole(source, benchmark)
                 row = measure_cell(whole, benchmark, cell, nbits, made_by, out / benchmark.name / f"{cell.name}-{nbits}")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig
+from colbert_diffusion.encoding.scoring import maxsim
 from colbert_diffusion.evaluation import evaluate, exact_run, read_benchmark
 
 from ..conftest import HIDDEN
@@ -24,7 +25,7 @@ def test_every_rule_is_measured_and_the_oracle_is_above_every_prefix(
     kept = load("bench/kept")
     arguments = [str(nested), str(beir), "--out", str(tmp_path / "out")]
     kept.main(arguments)
-    found = {(row[1], row[2]): row[3:] for row in rows(capsys.readouterr().out)}
+    found = {(row[1], row[2]): row[4:] for row in rows(capsys.readouterr().out)}
     prefixes = {setting: cells for (rule, setting), cells in found.items() if rule == "prefix"}
     assert list(prefixes) == ["4", "6", "8"]  # of 8 vectors there are no 10
     assert [cells[0] for cells in prefixes.values()] == ["4.0", "6.0", "8.0"]
@@ -46,7 +47,7 @@ def test_every_rule_is_measured_and_the_oracle_is_above_every_prefix(
     encoded.clear()
     kept.main(arguments)
     assert not encoded
-    assert {(row[1], row[2]): row[3:] for row in rows(capsys.readouterr().out)} == found
+    assert {(row[1], row[2]): row[4:] for row in rows(capsys.readouterr().out)} == found
 
 
 def test_through_plaid_bytes_are_those_on_disk(
@@ -58,8 +59,18 @@ def test_through_plaid_bytes_are_those_on_disk(
         folder = tmp_path / "out" / "tiny" / f"cover-{float(row[2])}-2"
         index = next(folder.rglob("metadata.json")).parent
         documents = len(json.loads((beir / "corpus.jsonl").read_text().join(["[", "]"]).replace("}\n{", "},{")))
-        assert float(row[4]) == round(file_bytes(index, ".codes.pt", ".residuals.pt") / documents)
-        assert 0 <= float(row[6]) <= 1
+        assert float(row[5]) == round(file_bytes(index, ".codes.pt", ".residuals.pt") / documents)
+        assert 0 <= float(row[7]) <= 1
+
+
+def test_query_vectors_that_agree_are_summed_so_that_maxsim_loses_nothing_where_they_are_equal() -> None:
+    agreed = load("bench/kept").agreed
+    east, north = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
+    assert agreed(np.stack([east, north, east]), 0.9).tolist() == [[2.0, 0.0], [0.0, 1.0]]
+    assert agreed(np.stack([east, north]), 0.9).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    passage = np.array([[0.6, 0.8], [0.8, -0.6]], np.float32)
+    queries = np.stack([east, north, east])
+    assert maxsim([agreed(queries, 0.9)], [passage])[0, 0] == pytest.approx(maxsim([queries], [passage])[0, 0])
 
 
 def test_a_router_is_fitted_on_the_passages_that_it_does_not_choose_for() -> None:
