@@ -1,6 +1,8 @@
 """The command that measures."""
 
 import json
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -116,12 +118,14 @@ def tune(
     tolerance: Annotated[float, typer.Option(help="How much worse than the best a cheaper pair may be.")] = 0.005,
     transfer: Annotated[list[str] | None, typer.Option(help="Measure the choice here too; may be repeated.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Heat maps, .png or .svg.")] = None,
-    write: Annotated[Path | None, typer.Option(help="Folder for a checkpoint of the chosen k.")] = None,
+    lexical: Annotated[str | None, typer.Option(help="Find the weight of these words too: bm25 or predicted.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Folder for a checkpoint of the chosen k, and weight.")] = None,
     as_json: Json = False,
 ) -> None:
     """Choose how many vectors queries and passages get: the cheapest pair that is as good as the best, by exact MaxSim.
 
-    It is chosen on one half of the queries and measured on the other, ten times; the weight of words: tune-fusion.
+    It is chosen on one half of the queries and measured on the other, ten times. With --lexical so is the weight of words
+    beside the vectors, through an index of the chosen k; of an index that is there: tune-fusion.
     """
     from ..encoding.identity import identify
     from ..evaluation import read_benchmark
@@ -135,24 +139,33 @@ def tune(
     others = [read_benchmark(other) for other in transfer or ()]
     if write is not None and write.exists():
         raise UserError(f"{write} exists; choose another folder or delete it")
-    if write is not None and not identify(checkpoint).config.nested:
+    if (write or lexical) and not identify(checkpoint).config.nested:
         raise UserError(
-            f"{checkpoint} is not nested: leave --write out, and make one of the chosen k of its backbone (convert)"
+            f"{checkpoint} is not nested: leave --write and --lexical out, and make one of the chosen k of its backbone (convert)"
         )
-    with quiet(ctx):
+    if lexical not in (None, "bm25", "predicted"):
+        raise UserError(f"--lexical {lexical!r:.40}: expected bm25 or predicted")
+    tuned = None
+    with quiet(ctx), tempfile.TemporaryDirectory() as temporary:
         chosen = choose_k(checkpoint, judged, ks=_numbers(k), measure=measure, tolerance=tolerance, transfer=others)
         if plot is not None:
             draw_grid(chosen, plot)
-        if write is not None:
+        if write or lexical:
             from ..encoding.conversion import convert
 
-            convert(checkpoint, write, k_query=chosen.chosen.k_query, k_passage=chosen.chosen.k_passage)
-    if as_json:
-        print(json.dumps(facts(chosen), ensure_ascii=False))
-    else:
-        from .tables import choice_lines
+            folder = write or Path(temporary, "chosen")
+            convert(checkpoint, folder, k_query=chosen.chosen.k_query, k_passage=chosen.chosen.k_passage)
+            if lexical:
+                from ..evaluation.tuning import tune_words
 
-        print("\n".join(choice_lines(chosen)))
+                tuned = tune_words(folder, collection, queries, qrels, lexical, measure=measure, write=bool(write))  # type: ignore[arg-type]
+    if as_json:
+        found = facts(chosen) | ({"fusion": asdict(tuned)} if tuned else {})
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        from .tables import choice_lines, tuning_lines
+
+        print("\n".join([*choice_lines(chosen), *(tuning_lines(tuned) if tuned else ())]))
 
 
 @app.command("tune-fusion")
@@ -172,8 +185,6 @@ def tune_fusion(
 
     It must help on queries that did not choose it: the weight is chosen on one half and measured on the other, ten times.
     """
-    from dataclasses import asdict
-
     from ..evaluation.tuning import tune_fusion as tune
 
     with quiet(ctx):

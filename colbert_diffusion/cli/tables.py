@@ -103,7 +103,7 @@ def tuning_lines(tuned: "Tuned") -> list[str]:
     gaps = [f"{tuned.queries_left_out} queries without a positive judgement left out"] if tuned.queries_left_out else []
     gaps += [f"{tuned.judged_passages_missing} judged passages not in the index"] if tuned.judged_passages_missing else []
     if tuned.written:
-        outcome = f"written: {tuned.index} is searched by both from now on, scaled={tuned.weight:g}"
+        outcome = f"written into {tuned.index}: searched by both from now on, scaled={tuned.weight:g}"
     elif tuned.helps:
         outcome = "not written, as asked"
     else:

@@ -4,16 +4,18 @@ Both scores are computed once for each query; what is swept is arithmetic and `i
 is measured looks better than it is, so what counts is measured on queries that did not choose it.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ..common.errors import UserError
 from ..common.progress import progress_bar
+from ..config import DiffusionConfig
 from ..index.fusion import Both, Fusion
 from ..index.manifest import read_manifest
 from .benchmarks import Benchmark, read_judged
@@ -47,7 +49,8 @@ class Tuned:
         validated: gain over dense where the weight is chosen on one half of the queries and measured on the other, 10 times.
         chosen: the least and the largest weight that the halves chose.
         helps: whether the validated gain is above 0, by a weight above 0.
-        written: whether the index has it in its manifest now.
+        index: what it was found out about: an index, or a checkpoint.
+        written: whether it is written there now.
     """
 
     index: str
@@ -112,6 +115,42 @@ def tune_fusion(
         return tuned
     keep_fusion(Path(index), Fusion("scaled", tuned.weight), manifest)
     return replace(tuned, written=True)
+
+
+def tune_words(
+    checkpoint: str | Path,
+    collection: str | Path,
+    queries: str | Path,
+    qrels: str | Path,
+    lexical: Literal["bm25", "predicted"],
+    *,
+    measure: str = "nDCG@10",
+    write: bool = True,
+) -> Tuned:
+    """As `tune_fusion` before there is an index: one is built for the occasion, and the weight is the checkpoint's.
+
+    Where it helps, indexes that are built of the checkpoint with these words from then on are searched by both; where it
+    does not, a weight that the checkpoint recommended is taken back.
+
+    Args:
+        checkpoint: a folder.
+        collection: a .tsv, a .jsonl or a BEIR folder.
+        lexical: which words.
+
+    Raises:
+        UserError: as `build_index` and `tune_fusion`.
+    """
+    from ..index.by_path import build_index
+
+    with tempfile.TemporaryDirectory() as temporary:
+        index = build_index(Path(temporary, "index"), str(collection), checkpoint, lexical=lexical)
+        tuned = replace(tune_fusion(index, queries, qrels, measure=measure, write=False), index=str(checkpoint))
+    if not write:
+        return tuned
+    config, name = DiffusionConfig.load(Path(checkpoint)), f"{lexical}_weight"
+    others = {key: value for key, value in config.search.items() if key != name}
+    replace(config, search=others | ({name: tuned.weight} if tuned.helps else {})).save(Path(checkpoint))
+    return replace(tuned, written=tuned.helps)
 
 
 def _measure(name: str, depth: int) -> Any:

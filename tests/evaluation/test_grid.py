@@ -11,8 +11,10 @@ import pytest
 
 from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig, convert
 from colbert_diffusion.common.errors import UserError
-from colbert_diffusion.evaluation import Benchmark, evaluate, exact_run
+from colbert_diffusion.evaluation import Benchmark, evaluate, exact_run, tuning
 from colbert_diffusion.evaluation.grid import Chosen, Pair, _choice, _held_out, as_json, choose_k, draw_grid
+from colbert_diffusion.evaluation.tuning import tune_fusion
+from colbert_diffusion.index.by_path import build_index
 
 from ..cli.test_cli import run
 
@@ -146,6 +148,40 @@ def test_the_command_shows_the_grid_and_writes_the_choice(nested: Path, beir: Pa
     assert (again.returncode, "exists; choose another folder" in again.stderr) == (2, True)
     plain = json.loads(run("tune", nested, *asked, "--json").stdout)
     assert plain["chosen"] == list(choice)
+
+
+def test_the_weight_of_words_is_found_for_the_chosen_k_and_written_where_it_helps(
+    nested: Path, beir: Path, tmp_path: Path
+) -> None:
+    asked = ["--collection", beir, "--queries", beir, "--qrels", beir / "qrels" / "test.tsv", "--k", "4,8", "--json"]
+    done = run("tune", nested, *asked, "--lexical", "predicted", "--write", tmp_path / "small")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    written = DiffusionConfig.load(tmp_path / "small")
+    assert found["chosen"] == [written.k_query, written.k_passage]
+    fusion = found["fusion"]
+    assert fusion["written"] == fusion["helps"]
+    assert written.search.get("predicted_weight") == (fusion["weight"] if fusion["helps"] else None)
+    index = build_index(tmp_path / "index", str(beir), tmp_path / "small", lexical="predicted")
+    again = tune_fusion(index, beir, beir / "qrels" / "test.tsv", write=False)
+    assert (again.weight, again.mean, again.dense) == (fusion["weight"], fusion["mean"], fusion["dense"])
+    only = run("tune", nested, *asked[:-1], "--lexical", "bm25")
+    assert (only.returncode, "both, by the weight of the words" in only.stdout) == (0, True)
+    refused = run("tune", nested, *asked, "--lexical", "tfidf")
+    assert (refused.returncode, "expected bm25 or predicted" in refused.stderr) == (2, True)
+
+
+def test_a_weight_that_does_not_help_is_taken_back(
+    nested: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "c"
+    replace(DiffusionConfig.load(nested), search={"nbits": 2, "bm25_weight": 0.3}).save(folder)
+    real = tuning.tune_fusion
+    for helps in (True, False):
+        monkeypatch.setattr(tuning, "tune_fusion", lambda *a, helps=helps, **o: replace(real(*a, **o), helps=helps))
+        found = tuning.tune_words(folder, beir, beir, beir / "qrels" / "test.tsv", "bm25")
+        kept = {"nbits": 2} | ({"bm25_weight": found.weight} if helps else {})
+        assert (found.written, DiffusionConfig.load(folder).search) == (helps, kept)
 
 
 def test_the_choice_of_a_checkpoint_that_is_not_nested_is_not_written(
