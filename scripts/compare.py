@@ -58,6 +58,7 @@ LENGTHS = {"query_max_length": 48, "passage_max_length": 200}
 FITTED = 2000  # passages for the projection's start
 PROBED = 64  # passages encoded by --plan
 MEASURE = "nDCG@10"
+DEPTH = 100  # passages of a search
 INDEXED = ("plaid", "lexical", "hybrid")  # of a readout with words; without, the first
 
 
@@ -199,6 +200,7 @@ class Comparison:
                 plaid=not exact,
                 lexical="predicted" if words else None,
                 hybrid=words,
+                depth=DEPTH,
                 measures=MEASURE,
             )
             with only_our_output(self.out / "colbert.log"):

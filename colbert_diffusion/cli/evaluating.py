@@ -141,7 +141,7 @@ def tune(
         raise UserError(f"{write} exists; choose another folder or delete it")
     if (write or lexical) and not identify(checkpoint).config.nested:
         raise UserError(
-            f"{checkpoint} is not nested: leave --write and --lexical out, and make one of the chosen k of its backbone (convert)"
+            f"{checkpoint} is not nested: leave --write and --lexical out; `convert` makes one of the chosen k of its backbone"
         )
     if lexical not in (None, "bm25", "predicted"):
         raise UserError(f"--lexical {lexical!r:.40}: expected bm25 or predicted")

@@ -83,6 +83,20 @@ def writing(target: Path, *, wait: bool = False) -> Iterator[Lock]:
 
 
 @contextmanager
+def claimed(target: Path) -> Iterator[bool]:
+    """Whether a file is this process's to make: not while another one makes it, nor once that one has. Nobody waits."""
+    path = lock_path(target)
+    if (file := locked_file(path)) is None:
+        yield False
+        return
+    with file:
+        try:
+            yield not target.exists()
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
 def _folder(folder: Path) -> Iterator[None]:
     """Make a folder, and take it away again when nothing came into it."""
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]

@@ -8,6 +8,7 @@ interrupted run goes on with the next one; batches never cross a shard, so going
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from ..common.checks import is_number, listed
 from ..common.errors import UserError
 from ..common.files import is_aside, needing_room, read_json, remove_asides, write_json, written_aside
-from ..common.locking import writing
+from ..common.locking import claimed, writing
 from ..common.progress import Progress, note, progress_bar
 from ..common.work import Marker
 from ..config import COLBERT_FILE, VECTORS_FILE, check_colbert_file
@@ -159,29 +160,46 @@ def encode_shards(
     load: Callable[[], DocumentEncoder],
     texts: Sequence[str],
     *,
-    rank: int = 0,
-    nranks: int = 1,
+    shared: bool = False,
     show_progress_bar: bool = False,
 ) -> None:
-    """Encode the shards that are not there yet, every `nranks`th from `rank` on."""
+    """Encode the shards that are not there yet.
+
+    Args:
+        shared: with other processes, each of which takes the next shard that nobody has: whoever is slow holds up nobody.
+            A shard that another one has is its to finish; it may not be there yet on return.
+    """
     about = read_json(folder / VECTORS_FILE)
     size, lexical = about["shard"], WORDS in about
-    mine = range(rank, -(-len(texts) // size), nranks)
-    todo = [number for number in mine if not _shard_path(folder, number).exists()]
+    todo = [number for number in range(-(-len(texts) // size)) if not _shard_path(folder, number).exists()]
     if not todo:
         return
     encoder = load()
     with progress_bar(len(texts), "encode", show=show_progress_bar) as progress:
         progress.update(len(texts) - sum(len(texts[n * size : (n + 1) * size]) for n in todo))
         for number in todo:
-            chunk = texts[number * size : (number + 1) * size]
-            if lexical and isinstance(encoder, LexicalEncoder):
-                _write_shard(_shard_path(folder, number), list(encoder.iter_encoded(chunk, progress)), encoder.vocabulary)
-            else:
-                vectors = encoder.iter_document(chunk, progress)
-                _write_shard(_shard_path(folder, number), [Encoded(own, None) for own in vectors], None)
+            chunk, path = texts[number * size : (number + 1) * size], _shard_path(folder, number)
+            with claimed(path) if shared else nullcontext(True) as mine:
+                if mine:
+                    _write_shard(path, *_encoded(encoder, chunk, progress, lexical=lexical))
+                else:
+                    progress.update(len(chunk))
     if show_progress_bar and (cut := encoder.cut_documents()):
         note(cut)
+
+
+def _encoded(
+    encoder: DocumentEncoder, texts: Sequence[str], progress: Progress | None, *, lexical: bool
+) -> tuple[list[Encoded], int | None]:
+    """A shard's vectors, and words with the size of their vocabulary."""
+    if lexical and isinstance(encoder, LexicalEncoder):
+        return list(encoder.iter_encoded(texts, progress)), encoder.vocabulary
+    return [Encoded(own, None) for own in encoder.iter_document(texts, progress)], None
+
+
+def shards_of(passages: int) -> int:
+    """How many shards new vector files of so many passages have."""
+    return -(-passages // SHARD)
 
 
 def mark_complete(folder: Path) -> None:

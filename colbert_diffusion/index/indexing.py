@@ -27,7 +27,7 @@ from ..common.progress import note
 from ..config import VECTORS, DiffusionConfig
 from ..encoding.checkpoint import default_checkpoint
 from ..encoding.identity import CheckpointIdentity, identify
-from ..encoding.vectors import VectorFiles, claim, is_claimed_by
+from ..encoding.vectors import VectorFiles, claim, is_claimed_by, shards_of
 from ..seam.adapter import check_dim
 from ..seam.binding import COLBERT_VERSION, install
 from ..seam.settings import choose_settings, explicit_settings
@@ -191,14 +191,14 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
             "dim": self.config.dim,
             "nbits": self.config.nbits,
             "kmeans_niters": self.config.kmeans_niters,
-            "nranks": self._usable_ranks(len(texts)),
+            "nranks": 1,  # until version 0.2 their number decided the bytes
             "colbert": COLBERT_VERSION,
         }
 
     def _usable_ranks(self, passages: int) -> int:
-        """No more ranks than chunks: ColBERT's indexer fails in a rank without passages (collection.py:84)."""
+        """No more ranks than there are shards to encode."""
         nranks: int = self.config.nranks
-        return nranks if -(-passages // (1 + passages // nranks)) >= nranks else 1
+        return min(nranks, shards_of(passages))
 
     def _run(self, folder: Path, pids: Pids, stored: Path) -> None:
         """Run ColBERT's indexer over pids: `docFromText` finds their vectors in the files."""
@@ -235,6 +235,7 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
             "checkpoint": pids.checkpoint or VectorFiles(pids.vectors).checkpoint,
             "collection": str(places.target / COLLECTION_FILE if stored.parent == places.index else stored),
             "index_path": None,
+            "nranks": 1,  # whoever built it: the index is the same
             "name": places.target.name,  # ColBERT's default is the time of day: equal builds would not be equal
             "resume": False,
             **settings,

@@ -86,11 +86,12 @@ def end_with_parent() -> None:
 
 
 def encode(config: Any, collection: Any, shared_lists: Any, shared_queues: Any, verbose: int = 3) -> None:
-    """Encode this rank's shards, then run ColBERT's indexer.
+    """Encode what other ranks do not, then run ColBERT's indexer.
 
     ColBERT's own callee under a name of ours (indexer.py:86): a spawned child that unpickles it imports this package.
     With it comes the hook in `colbert_diffusion/__init__.py`, so the child is bound as its parent is.
     """
+    import torch
     from colbert.infra.launcher import set_seed
     from colbert.utils import distributed
 
@@ -99,10 +100,11 @@ def encode(config: Any, collection: Any, shared_lists: Any, shared_queues: Any, 
 
     refuse_unsafe_loading()
     find_ninja()
+    threads = torch.get_num_threads()
     join_group(config.rank, config.nranks)
     pids = getattr(collection, "data", None)
     if isinstance(pids, Pids) and pids.checkpoint is not None:
-        _encode_shards(pids, config.rank, config.nranks, verbose)
+        _encode_shards(pids, shared=config.nranks > 1, show=verbose > 0 and config.rank == 0)
         distributed.barrier(config.rank)
         if config.rank == 0:
             from ..encoding.vectors import mark_complete
@@ -110,10 +112,10 @@ def encode(config: Any, collection: Any, shared_lists: Any, shared_queues: Any, 
             mark_complete(pids.vectors)
         distributed.barrier(config.rank)
     set_seed(SEED)  # loading a model with an adapter draws numbers, which a build that goes on does not
-    PlaidIndexer(config, collection, verbose).run(shared_lists)
+    PlaidIndexer(config, collection, verbose, threads).run(shared_lists)
 
 
-def _encode_shards(pids: Pids, rank: int, nranks: int, verbose: int) -> None:
+def _encode_shards(pids: Pids, *, shared: bool, show: bool) -> None:
     from ..encoding.checkpoint import DiffusionCheckpoint
     from ..encoding.vectors import encode_shards
 
@@ -121,9 +123,8 @@ def _encode_shards(pids: Pids, rank: int, nranks: int, verbose: int) -> None:
         pids.vectors,
         lambda: DiffusionCheckpoint(str(pids.checkpoint)),
         pids.texts,
-        rank=rank,
-        nranks=nranks,
-        show_progress_bar=verbose > 0 and rank == 0,
+        shared=shared,
+        show_progress_bar=show,
     )
 
 
@@ -146,5 +147,4 @@ def join_group(rank: int, nranks: int) -> None:
 
     torch.distributed.init_process_group("gloo", init_method="env://", rank=rank, world_size=nranks, timeout=GROUP_TIMEOUT)
     distributed.barrier = lambda rank: torch.distributed.barrier()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nranks)))
     torch.set_num_threads(max(1, torch.get_num_threads() // nranks))
