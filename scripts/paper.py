@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in given.checkpoints:
         if not (folder / name).exists():
             convert(facts["checkpoints"][name], folder / name, dim=given.dim, fit_on=read_collection(given.fit_on))
-    systems = read_systems(folder)
+    systems = [one for one in read_systems(folder) if one.checkpoint is None or one.name in given.checkpoints]
     if given.plan:
         print("\n".join(plan_lines(benchmarks, systems, given.out)))
         return

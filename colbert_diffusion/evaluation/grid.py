@@ -24,12 +24,11 @@ from ..encoding.readouts import find_readout
 from ..encoding.scoring import Vectors, maxsim
 from .benchmarks import Benchmark
 from .exact import CELLS, DECIMALS
-from .measuring import SEED, Comparison, compare, parse_measures, values_of
+from .measuring import REPEATS, Comparison, compare, halves, parse_measures, values_of
 from .runs import best
 
 KS = (1, 2, 4, 8, 16)
 TOLERANCE = 0.005
-REPEATS = 10  # times that the queries are halved
 DEPTH = 1000  # documents per query that a measure without a cutoff sees
 
 Values = npt.NDArray[np.float64]
@@ -128,7 +127,7 @@ def choose_k(
         one, two = (dict(zip(of.queries, row.tolist(), strict=True)) for row in (base, other))
         return compare(one, two, names[1], names[0], str(parsed[0]))
 
-    held_best, held, halves = _held_out(pairs, rows, tolerance)
+    held_best, held, by_halves = _held_out(pairs, rows, tolerance)
     transfers = []
     for other in transfer:
         there = _measured(sides, other, parsed[0])
@@ -148,7 +147,7 @@ def choose_k(
         chosen=pairs[taken],
         loss=against(rows[top], rows[taken], benchmark, (f"{pairs[top]}, the best", str(pairs[taken]))),
         regret=against(held_best, held, benchmark, ("the best of a half", "the other half's choice")),
-        halves=tuple((pairs[i], count) for i, count in Counter(halves).most_common()),
+        halves=tuple((pairs[i], count) for i, count in Counter(by_halves).most_common()),
         transfers=tuple(transfers),
     )
 
@@ -254,14 +253,11 @@ def _choice(pairs: Sequence[Pair], rows: Values, tolerance: float) -> int:
 def _held_out(pairs: Sequence[Pair], rows: Values, tolerance: float) -> tuple[Values, Values, list[int]]:
     """Each query's value by its half's best pair, by the pair that the other half chooses, and what the halves chose."""
     queries = rows.shape[1]
-    optimum, held, chosen, draw = np.zeros(queries), np.zeros(queries), list[int](), np.random.default_rng(SEED)
-    for _ in range(REPEATS):
-        order = draw.permutation(queries)
-        halves = order[: queries // 2], order[queries // 2 :]
-        for own, other in (halves, halves[::-1]):
-            chosen.append(_choice(pairs, rows[:, own], tolerance))
-            held[other] += rows[chosen[-1], other] / REPEATS
-            optimum[other] += rows[_best(rows[:, other]), other] / REPEATS
+    optimum, held, chosen = np.zeros(queries), np.zeros(queries), list[int]()
+    for own, other in halves(queries):
+        chosen.append(_choice(pairs, rows[:, own], tolerance))
+        held[other] += rows[chosen[-1], other] / REPEATS
+        optimum[other] += rows[_best(rows[:, other]), other] / REPEATS
     return optimum, held, chosen
 
 

@@ -1,10 +1,11 @@
 """Measures by ir_measures, and paired bootstrap between systems. Knows nothing about how the runs were made."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..common.errors import UserError
 from ..common.optional import extra, need
@@ -13,7 +14,10 @@ from .runs import Run, without_own
 
 DEFAULT_MEASURES = "nDCG@10 RR@10 R@100 R@1000"
 RESAMPLES, SEED = 10_000, 0
+REPEATS = 10  # times that queries are halved
 BLOCK = 2**22  # drawn queries at a time: 32 MiB
+
+Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,15 @@ class Comparison:
     low: float
     high: float
     p: float
+
+
+def halves(queries: int) -> Iterator[tuple[Places, Places]]:
+    """Which queries choose and which others measure what they chose: both ways round, `REPEATS` times, the same every time."""
+    draw = np.random.default_rng(SEED)
+    for _ in range(REPEATS):
+        order = draw.permutation(queries)
+        yield order[: queries // 2], order[queries // 2 :]
+        yield order[queries // 2 :], order[: queries // 2]
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,13 @@ from ..config import DiffusionConfig
 from ..index.fusion import Both, Fusion
 from ..index.manifest import read_manifest
 from .benchmarks import Benchmark, read_judged
-from .measuring import SEED, Comparison, compare, parse_measures, values_of
+from .measuring import REPEATS, Comparison, compare, halves, parse_measures, values_of
 
 if TYPE_CHECKING:
     from ..index.searching import Searcher
 
 GRID = tuple(i / 100 for i in range(101))
 BEYOND = (1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 100.0)  # where the best of the grid is its end
-REPEATS = 10  # times that the queries are halved
 ASKED = 128  # queries encoded together
 BLOCK = 10_000  # ids read together
 NOISE = 1.96  # standard errors of a paired difference
@@ -282,7 +281,7 @@ def _tuned(index: str, measure: Any, judged: Benchmark, lists: _Lists, depth: in
     values = np.array(rows)
     best = _choice(values)
     low, high = _plateau(values, best)
-    held, halves = _held_out(values)
+    held, by_halves = _held_out(values)
 
     def over(base: Values, name: str, system: str, other: Values) -> Comparison:
         one, two = (dict(zip(lists.qids, row.tolist(), strict=True)) for row in (base, other))
@@ -306,7 +305,7 @@ def _tuned(index: str, measure: Any, judged: Benchmark, lists: _Lists, depth: in
         over_dense=over(dense, "dense", "hybrid", values[best]),
         over_better=over(better[1], better[0], "hybrid", values[best]),
         validated=validated,
-        chosen=(weights[min(halves)], weights[max(halves)]),
+        chosen=(weights[min(by_halves)], weights[max(by_halves)]),
         helps=validated.difference > 0 and weights[best] > 0,
         written=False,
     )
@@ -340,11 +339,8 @@ def _plateau(values: Values, best: int) -> tuple[int, int]:
 def _held_out(values: Values) -> tuple[Values, list[int]]:
     """Each query's value by the weights of halves that it is not in, and the rows that the halves chose."""
     queries = values.shape[1]
-    held, chosen, draw = np.zeros(queries), list[int](), np.random.default_rng(SEED)
-    for _ in range(REPEATS):
-        order = draw.permutation(queries)
-        halves = order[: queries // 2], order[queries // 2 :]
-        for own, other in (halves, halves[::-1]):
-            chosen.append(_choice(values[:, own]))
-            held[other] += values[chosen[-1], other] / REPEATS
+    held, chosen = np.zeros(queries), list[int]()
+    for own, other in halves(queries):
+        chosen.append(_choice(values[:, own]))
+        held[other] += values[chosen[-1], other] / REPEATS
     return held, chosen

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,9 @@ def test_a_release_is_projected_compared_and_shown_beside_what_is_published(
     names = {row[0] for row in rows(printed)}
     assert {"BM25", "tiny dense", "tiny hybrid"} <= names
     assert "| tiny | nDCG@10 | 0.500 |" in printed
+    shutil.copytree(tmp_path / "out" / "systems" / "tiny", tmp_path / "out" / "systems" / "asked-for-earlier")
+    paper.main(arguments)
+    assert {row[0] for row in rows(capsys.readouterr().out)} == names
     assert "choose from tiny" in refusal(paper.main, [*arguments, "--checkpoints", "other"], capsys)
 
 
