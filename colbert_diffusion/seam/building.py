@@ -1,9 +1,5 @@
 """ColBERT's CollectionIndexer made to fit any size and to go on after any interruption, to the same bytes.
 
-However many ranks there are, vectors become the bytes that one rank makes of them: the sample and its codec are the first
-rank's, chunks have a size of their own and are made by whoever is free. ColBERT's chunks are smaller with more ranks, each has
-its owner, and the sample's order is the ranks' (collection.py:64).
-
 What is kept of an interrupted build: the codec once all of it is there, and every chunk whose metadata, written last,
 is whole. Everything else is made anew from the vectors; samples and k-means are seeded (launcher.py:99), so it is the
 same again.
@@ -23,10 +19,9 @@ from torch import Tensor
 
 from ..common.files import publish, remove
 from ..common.locking import claimed
-from .shape import QUANTILE_LIMIT, fitting_partitions
+from .shape import CHUNK, QUANTILE_LIMIT, fitting_partitions
 
 CODEC_FILES = ("centroids.pt", "buckets.pt", "avg_residual.pt")
-CHUNK = 25_000  # passages, as ColBERT's with one rank (collection.py:84)
 PIECE = 128  # vectors: their distances to all centroids stay in the CPU's caches
 
 
@@ -106,26 +101,21 @@ class Saver(IndexSaver):  # type: ignore[misc]  # colbert has no types
 
 
 class PlaidIndexer(CollectionIndexer):  # type: ignore[misc]  # colbert has no types
-    """Any number of passages from one up, resumable at every step, by any number of ranks."""
+    """Any number of passages from one up, resumable at every step."""
 
     num_partitions: int
 
-    def __init__(self, config: Any, collection: Any, verbose: int, threads: int | None = None) -> None:
-        """`threads`: those of a process alone, for what one rank does while the others wait."""
+    def __init__(self, config: Any, collection: Any, verbose: int) -> None:
         config.configure(resume=True)
         super().__init__(config, collection, verbose)
         self.saver = Saver(config)
-        self.nranks = 1  # ColBERT's for as many samples
-        self._shared, self._threads = config.nranks > 1, threads or torch.get_num_threads()
-        self.collection.get_chunksize = lambda: CHUNK
 
     def setup(self) -> None:
         """The plan, with no more partitions than sampled vectors: k-means cannot make more."""
-        if self.rank > 0:
-            return
         if self.saver.try_load_codec() and self._try_load_plan():
             return
-        (Path(self.config.index_path_) / "plan.json").unlink(missing_ok=True)
+        if self.rank == 0:
+            (Path(self.config.index_path_) / "plan.json").unlink(missing_ok=True)
         self.config.configure(resume=False)
         super().setup()
         self.config.configure(resume=True)
@@ -134,8 +124,39 @@ class PlaidIndexer(CollectionIndexer):  # type: ignore[misc]  # colbert has no t
             self.num_partitions = partitions
             self._save_plan()
 
+    def _concatenate_and_split_sample(self) -> tuple[Tensor, Tensor]:
+        """ColBERT holds 5 % out to measure residuals; of fewer than 20 vectors that is none, so all of them serve.
+
+        And no more than torch's quantile takes (collection_indexer.py:331): from dim 336 on that is fewer than 50,000.
+        """
+        sample, heldout = super()._concatenate_and_split_sample()
+        heldout = heldout if len(heldout) else sample
+        return sample, heldout[: QUANTILE_LIMIT // heldout.shape[1]]
+
+
+class VectorIndexer(PlaidIndexer):
+    """Over vector files, where any number of ranks makes the bytes that one makes.
+
+    The sample and its codec are the first rank's, chunks have a size of their own, and each is made by the first rank that
+    comes to it. ColBERT's chunks are smaller with more ranks, each has its owner, and the sample's order is the ranks'
+    (data/collection.py:64): where a rank encodes texts itself that spares work, here it would only change the index.
+
+    Args:
+        threads: those of a process alone, for what one rank does while the others wait.
+    """
+
+    def __init__(self, config: Any, collection: Any, verbose: int, threads: int) -> None:
+        super().__init__(config, collection, verbose)
+        self.nranks = 1  # ColBERT's for as many samples
+        self._shared, self._threads = config.nranks > 1, threads
+        self.collection.get_chunksize = lambda: CHUNK
+
+    def setup(self) -> None:
+        if self.rank == 0:
+            super().setup()
+
     def _sample_embeddings(self, sampled_pids: set[int]) -> float:
-        """The sample as one rank has it (collection_indexer.py:131): vectors come from files, nobody else is needed."""
+        """As ColBERT's one rank has it (collection_indexer.py:131)."""
         vectors, doclens = self.encoder.encode_passages(sorted(sampled_pids))
         self.num_sample_embs = len(vectors)
         self.avg_doclen_est = torch.tensor(sum(doclens) / len(doclens)).item()
@@ -151,7 +172,7 @@ class PlaidIndexer(CollectionIndexer):  # type: ignore[misc]  # colbert has no t
             torch.set_num_threads(threads)
 
     def index(self) -> None:
-        """Compress the chunks that are not there yet, each by the first rank that comes to it."""
+        """Compress the chunks that are not there yet."""
         with self.saver.thread():
             for number, offset in enumerate(range(0, len(self.collection), CHUNK)):
                 pids = list(range(offset, min(offset + CHUNK, len(self.collection))))
@@ -164,12 +185,3 @@ class PlaidIndexer(CollectionIndexer):  # type: ignore[misc]  # colbert has no t
     def _work(self) -> Path:
         """Beside the index that grows: whatever a kill leaves there goes with it."""
         return Path(self.config.index_path_).parent
-
-    def _concatenate_and_split_sample(self) -> tuple[Tensor, Tensor]:
-        """ColBERT holds 5 % out to measure residuals; of fewer than 20 vectors that is none, so all of them serve.
-
-        And no more than torch's quantile takes (collection_indexer.py:331): from dim 336 on that is fewer than 50,000.
-        """
-        sample, heldout = super()._concatenate_and_split_sample()
-        heldout = heldout if len(heldout) else sample
-        return sample, heldout[: QUANTILE_LIMIT // heldout.shape[1]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..common.errors import UserError
 from ..config import COLBERT_FILE, NBITS, RELEASED, check_colbert_file, layout_of
 
-CHUNK = 25_000  # passages; ColBERT's (data/collection.py:78)
+CHUNK = 25_000  # passages; ColBERT's with one rank (data/collection.py:84)
 KMEANS_STEPS = 4  # ColBERT's default (infra/config/settings.py:168)
 QUANTILE_LIMIT = 2**24  # elements torch.quantile accepts (collection_indexer.py:331)
 GPU_THREADS = 1024  # of a block: decompress_residuals.cu starts dim * nbits / 8 of them

@@ -95,7 +95,7 @@ def encode(config: Any, collection: Any, shared_lists: Any, shared_queues: Any, 
     from colbert.infra.launcher import set_seed
     from colbert.utils import distributed
 
-    from .building import PlaidIndexer
+    from .building import PlaidIndexer, VectorIndexer
     from .extensions import find_ninja
 
     refuse_unsafe_loading()
@@ -112,7 +112,9 @@ def encode(config: Any, collection: Any, shared_lists: Any, shared_queues: Any, 
             mark_complete(pids.vectors)
         distributed.barrier(config.rank)
     set_seed(SEED)  # loading a model with an adapter draws numbers, which a build that goes on does not
-    PlaidIndexer(config, collection, verbose, threads).run(shared_lists)
+    served = isinstance(pids, Pids)
+    indexer = VectorIndexer(config, collection, verbose, threads) if served else PlaidIndexer(config, collection, verbose)
+    indexer.run(shared_lists)
 
 
 def _encode_shards(pids: Pids, *, shared: bool, show: bool) -> None:

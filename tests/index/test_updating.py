@@ -12,7 +12,6 @@ import colbert
 import numpy as np
 import pytest
 import torch
-from colbert.data import Collection
 from colbert.infra import ColBERTConfig, Run, RunConfig
 
 from colbert_diffusion import DiffusionCheckpoint, DiffusionConfig, Indexer, IndexUpdater, Searcher
@@ -23,6 +22,7 @@ from colbert_diffusion.index.manifest import read_manifest, verify
 from colbert_diffusion.index.places import Places
 from colbert_diffusion.index.trial import random_vectors
 from colbert_diffusion.index.updating import _more_centroids
+from colbert_diffusion.seam import building
 
 from ..conftest import TinyIndex, make_texts
 
@@ -250,8 +250,9 @@ def test_what_an_interrupted_update_encoded_is_not_encoded_again(index: Path, mo
 def test_an_index_of_many_chunks_updates_as_one_of_a_single_chunk(
     tiny_index: TinyIndex, tiny_checkpoint: Path, updated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Collection, "get_chunksize", lambda self: 70)
+    monkeypatch.setattr(building, "CHUNK", 70)
     index = build(tmp_path / "i", tiny_checkpoint, tiny_index.texts)
+    assert len(list(index.glob("*.codes.pt"))) > 1
     update = updater(index)
     update.remove(GONE)
     update.add(NEW)
