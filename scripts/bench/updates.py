@@ -40,11 +40,11 @@ def grow(name: str, texts: Sequence[str], base: int, each: int) -> list[float]:
 def report(index: Path, found: Sequence[Sequence[int]], exact: Sequence[Sequence[int]], base: int, added: int) -> str:
     new = [[pid for pid in pids if pid >= base] for pids in exact]
     among_new = [(pids, wanted) for pids, wanted in zip(found, new, strict=True) if wanted]
+    of_new = f"{recall(*zip(*among_new, strict=True)):.4f}" if among_new else f"unknown, none is among a query's {K} best"
     about = read_json(index / "metadata.json")
     return (
-        f"{index.name}: recall@{K} of exact {recall(found, exact):.4f}, of the {added} passages added "
-        f"{recall(*zip(*among_new, strict=True)):.4f}; {about['num_partitions']} partitions, "
-        f"{about['num_chunks']} chunks, {len(list(index.iterdir()))} files"
+        f"{index.name}: recall@{K} of exact {recall(found, exact):.4f}, of the {added} passages added {of_new}; "
+        f"{about['num_partitions']} partitions, {about['num_chunks']} chunks, {len(list(index.iterdir()))} files"
     )
 
 

@@ -36,3 +36,5 @@ def test_files_and_shares_are_those_of_the_two_indexes(
             f"{partitions} partitions, {chunks} chunks, {len(files)} files"
         )
     assert lines == [*expected, "3 updates of 5: median 2.00 s, last 3.50 s"]
+    nobodys = load("bench/updates").report(work / "built", [[0, 1]], [[1, 2]], base=3, added=5)
+    assert "recall@10 of exact 0.5000, of the 5 passages added unknown, none is among a query's 10 best; " in nobodys

@@ -218,7 +218,9 @@ def test_a_killed_rank_ends_the_command_with_the_cause(tiny_checkpoint: Path, tm
     wait_until_gone(ranks)
 
 
-def test_ranks_end_with_a_parent_that_was_killed_and_the_build_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_ranks_end_with_a_parent_that_was_killed_and_the_build_goes_on_with_another_number_of_them(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     write_collection(tmp_path / "c.tsv", 4000)
     process = start_build(tmp_path, tiny_checkpoint, tmp_path / "c.tsv", nranks=2)
     ranks = wait_for_ranks(process, tmp_path)
@@ -226,7 +228,7 @@ def test_ranks_end_with_a_parent_that_was_killed_and_the_build_goes_on(tiny_chec
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until_gone(ranks)
-    finish(start_build(tmp_path, tiny_checkpoint, tmp_path / "c.tsv", nranks=2), tmp_path)
+    finish(start_build(tmp_path, tiny_checkpoint, tmp_path / "c.tsv", nranks=3), tmp_path)
 
 
 def test_the_same_build_started_twice_is_made_once_and_refused_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
