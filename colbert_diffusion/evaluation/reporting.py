@@ -106,11 +106,13 @@ def draw(found: Sequence[Compared], measure: str, out: Path) -> None:
     from matplotlib.figure import Figure
 
     for name, label in (("latency", "ms to encode and search for a query, p50"), ("bytes", "bytes a passage")):
-        figure = Figure(figsize=(1 + 5 * len(found), 4.5), layout="constrained")
+        figure, named = Figure(figsize=(3.5 + 5 * len(found), 4.5), layout="constrained"), dict[str, Any]()
         for axes, one in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
             _panel(axes, one, measure, name)
             axes.set(title=one.collection, xlabel=label, ylabel=measure, xscale="log")
-            axes.legend(loc="best", fontsize="small")
+            handles, labels = axes.get_legend_handles_labels()
+            named |= dict(zip(labels, handles, strict=True))
+        figure.legend(named.values(), named.keys(), loc="outside right center", fontsize="small")  # it would cover points
         for kind in ("png", "svg"):
             with written_aside(out / f"{name}.{kind}") as aside:
                 figure.savefig(aside, format=kind)
