@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,20 @@ import typer
 
 from ..common.errors import UserError
 from .app import Checkpoint, Json, Moved, MovedTexts, Texts, app, parse_fusion, quiet, report
+
+RayAddress = Annotated[
+    str | None, typer.Option("--ray", help="Work on a Ray cluster: local, auto (the one that runs here) or HOST:PORT.")
+]
+RayCpus = Annotated[int, typer.Option(help="CPUs, and threads, of a worker.")]
+RayGpus = Annotated[float, typer.Option(help="GPUs of a worker.")]
+
+
+def _cluster(address: str | None, cpus: int, gpus: float) -> AbstractContextManager[Any]:
+    if address is None:
+        return nullcontext()
+    from ..distributed import RayCluster
+
+    return RayCluster(address, cpus=cpus, gpus=gpus)
 
 
 @app.command()
@@ -22,6 +37,9 @@ def encode(
     lexical: Annotated[
         bool, typer.Option("--lexical", help="Keep the predicted words, for `index --lexical predicted`.")
     ] = False,
+    ray: RayAddress = None,
+    ray_cpus: RayCpus = 1,
+    ray_gpus: RayGpus = 0,
     as_json: Json = False,
 ) -> None:
     """Encode passages into vector files, to index many times. Interrupted, it goes on where it stopped."""
@@ -34,7 +52,8 @@ def encode(
     started = time.monotonic()
     identity = identify(checkpoint or default_checkpoint())
     load = partial(DiffusionCheckpoint, identity.path)
-    encode_to(out, identity, load, passages, lexical=lexical, show_progress_bar=True)
+    with _cluster(ray, ray_cpus, ray_gpus) as cluster:
+        encode_to(out, identity, load, passages, lexical=lexical, cluster=cluster, show_progress_bar=True)
     report(as_json, {"vectors": str(out), "passages": len(passages), "seconds": round(time.monotonic() - started, 1)})
 
 
@@ -50,6 +69,9 @@ def index(
     k1: Annotated[float | None, typer.Option(help="BM25's k1; default .9.")] = None,
     b: Annotated[float | None, typer.Option(help="BM25's b; default .4.")] = None,
     ranks: Annotated[int, typer.Option(help="Processes that share the work; with GPUs, one each.", min=1)] = 1,
+    ray: RayAddress = None,
+    ray_cpus: RayCpus = 1,
+    ray_gpus: RayGpus = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace an index that is there, once the new one is complete.")] = False,
     skip_bad: Annotated[bool, typer.Option(help="Leave malformed lines out and write them to TEXTS.skipped.")] = False,
     as_json: Json = False,
@@ -60,11 +82,13 @@ def index(
     words = _lexical(lexical, k1, b)
     started = time.monotonic()
     collection = _read_skipping(texts) if skip_bad else str(texts)
-    with quiet(ctx):
+    with quiet(ctx), _cluster(ray, ray_cpus, ray_gpus) as cluster:
         from ..index.by_path import build_index
 
         made_by = vectors or checkpoint
-        path = build_index(index, collection, made_by, nbits=nbits, lexical=words, overwrite=overwrite, nranks=ranks)
+        path = build_index(
+            index, collection, made_by, nbits=nbits, lexical=words, overwrite=overwrite, nranks=ranks, cluster=cluster
+        )
     from ..index.layout import stored_bytes
 
     about = json.loads((path / "metadata.json").read_text())

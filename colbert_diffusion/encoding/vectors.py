@@ -7,7 +7,7 @@ interrupted run goes on with the next one; batches never cross a shard, so going
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,23 @@ TEXTS = ("checkpoint", "checkpoint_fingerprint", "dtype", "collection_fingerprin
 NUMBERS = {"passages": 2**40, "shard": 2**30, "dim": 2**16}  # from 1 on
 
 
+class Shard(NamedTuple):
+    """Before it is a file."""
+
+    tensors: dict[str, torch.Tensor]
+    about: dict[str, str]
+
+
+class Cluster(Protocol):
+    """Machines that make shards; `distributed.RayCluster` is one."""
+
+    def encode(
+        self, identity: CheckpointIdentity, texts: Iterable[tuple[int, Sequence[str]]], *, lexical: bool
+    ) -> Iterator[tuple[int, Shard]]:
+        """(number, texts) of shards -> (number, shard), in any order."""
+        ...
+
+
 class DocumentEncoder(Protocol):
     """What encoding to files needs of a checkpoint."""
 
@@ -68,6 +85,7 @@ def encode_to(
     texts: Sequence[str],
     *,
     lexical: bool = False,
+    cluster: Cluster | None = None,
     show_progress_bar: bool = False,
 ) -> "VectorFiles":
     """Encode passages into a folder of vector files; run again after an interruption, it goes on.
@@ -75,6 +93,7 @@ def encode_to(
     Args:
         load: loads the model; not called when every shard is there.
         lexical: keep the predicted words too, of the same forward pass.
+        cluster: encodes in place of the model here.
 
     Raises:
         UserError: the folder holds vectors of another checkpoint or collection, or there are no texts.
@@ -82,7 +101,10 @@ def encode_to(
     needed = len(texts) * (2 * identity.config.k_passage * identity.config.dim + 4)
     with needing_room(folder, lambda: needed), writing(folder):
         claim(folder, identity, texts, lexical=lexical)
-        encode_shards(folder, load, texts, show_progress_bar=show_progress_bar)
+        if cluster is None:
+            encode_shards(folder, load, texts, show_progress_bar=show_progress_bar)
+        else:
+            encode_elsewhere(folder, cluster, identity, texts, show_progress_bar=show_progress_bar)
         mark_complete(folder)
     return VectorFiles(folder)
 
@@ -169,32 +191,67 @@ def encode_shards(
         shared: with other processes, each of which takes the next shard that nobody has: whoever is slow holds up nobody.
             A shard that another one has is its to finish; it may not be there yet on return.
     """
-    about = read_json(folder / VECTORS_FILE)
-    size, lexical = about["shard"], WORDS in about
-    todo = [number for number in range(-(-len(texts) // size)) if not _shard_path(folder, number).exists()]
+    todo, lexical = _todo(folder, texts)
     if not todo:
         return
     encoder = load()
     with progress_bar(len(texts), "encode", show=show_progress_bar) as progress:
-        progress.update(len(texts) - sum(len(texts[n * size : (n + 1) * size]) for n in todo))
-        for number in todo:
-            chunk, path = texts[number * size : (number + 1) * size], _shard_path(folder, number)
+        progress.update(len(texts) - sum(map(todo.passages, todo)))
+        for number, chunk in todo.items():
+            path = _shard_path(folder, number)
             with claimed(path) if shared else nullcontext(True) as mine:
                 if mine:
-                    _write_shard(path, *_encoded(encoder, chunk, progress, lexical=lexical))
+                    _write_shard(path, make_shard(encoder, chunk, progress, lexical=lexical))
                 else:
                     progress.update(len(chunk))
     if show_progress_bar and (cut := encoder.cut_documents()):
         note(cut)
 
 
-def _encoded(
-    encoder: DocumentEncoder, texts: Sequence[str], progress: Progress | None, *, lexical: bool
-) -> tuple[list[Encoded], int | None]:
-    """A shard's vectors, and words with the size of their vocabulary."""
+def encode_elsewhere(
+    folder: Path, cluster: Cluster, identity: CheckpointIdentity, texts: Sequence[str], *, show_progress_bar: bool = False
+) -> None:
+    """As `encode_shards` by other machines; the files are written here."""
+    todo, lexical = _todo(folder, texts)
+    with progress_bar(len(texts), "encode", show=show_progress_bar) as progress:
+        progress.update(len(texts) - sum(map(todo.passages, todo)))
+        for number, shard in cluster.encode(identity, todo.items(), lexical=lexical):
+            _write_shard(_shard_path(folder, number), shard)
+            progress.update(todo.passages(number))
+
+
+def _todo(folder: Path, texts: Sequence[str]) -> tuple["_Slices", bool]:
+    """The shards that are not there yet, and whether they have words."""
+    about = read_json(folder / VECTORS_FILE)
+    size = about["shard"]
+    missing = [number for number in range(-(-len(texts) // size)) if not _shard_path(folder, number).exists()]
+    return _Slices(texts, size, missing), WORDS in about
+
+
+class _Slices(Mapping[int, Sequence[str]]):
+    """Shards' texts by number, read when they are asked for."""
+
+    def __init__(self, texts: Sequence[str], size: int, numbers: Sequence[int]) -> None:
+        self._texts, self._size, self._numbers = texts, size, numbers
+
+    def __getitem__(self, number: int) -> Sequence[str]:
+        return self._texts[number * self._size : (number + 1) * self._size]
+
+    def passages(self, number: int) -> int:
+        return min(self._size, len(self._texts) - number * self._size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
+def make_shard(encoder: DocumentEncoder, texts: Sequence[str], progress: Progress | None = None, *, lexical: bool) -> Shard:
+    """Encode a shard's texts, and their words where they are wanted."""
     if lexical and isinstance(encoder, LexicalEncoder):
-        return list(encoder.iter_encoded(texts, progress)), encoder.vocabulary
-    return [Encoded(own, None) for own in encoder.iter_document(texts, progress)], None
+        return _shard(list(encoder.iter_encoded(texts, progress)), encoder.vocabulary)
+    return _shard([Encoded(own, None) for own in encoder.iter_document(texts, progress)], None)
 
 
 def shards_of(passages: int) -> int:
@@ -231,12 +288,12 @@ def _shard_path(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.safetensors"
 
 
-def _write_shard(path: Path, encoded: Sequence[Encoded], vocabulary: int | None) -> None:
+def _shard(encoded: Sequence[Encoded], vocabulary: int | None) -> Shard:
     tensors = {
         "vectors": torch.from_numpy(np.concatenate([one.vectors for one in encoded])).half(),
         "doclens": torch.tensor([len(one.vectors) for one in encoded], dtype=torch.int32),
     }
-    about = {}
+    about = dict[str, str]()
     if vocabulary is not None:
         words = [one.words for one in encoded if one.words is not None]
         tensors |= {
@@ -245,8 +302,12 @@ def _write_shard(path: Path, encoded: Sequence[Encoded], vocabulary: int | None)
             "word_counts": torch.tensor([len(own.ids) for own in words], dtype=torch.int32),
         }
         about[VOCABULARY] = str(vocabulary)
+    return Shard(tensors, about)
+
+
+def _write_shard(path: Path, shard: Shard) -> None:
     with written_aside(path) as aside:
-        save_file(tensors, aside, metadata={HASH: _hash(tensors), **about})
+        save_file(shard.tensors, aside, metadata={HASH: _hash(shard.tensors), **shard.about})
 
 
 class VectorFiles:
@@ -278,7 +339,7 @@ class VectorFiles:
         self._passages: int = about["passages"]
         self._shard: int = about["shard"]
         self._hashes: list[str | None] = about.get("shards", [])
-        self._open: _Shard | None = None
+        self._open: _Read | None = None
 
     def __len__(self) -> int:
         return self._passages
@@ -333,7 +394,7 @@ class VectorFiles:
             text = (file.metadata() or {}).get(VOCABULARY, "")
         return int(text) if text.isdecimal() and len(text) < 10 else 0
 
-    def _load(self, number: int) -> "_Shard":
+    def _load(self, number: int) -> "_Read":
         if self._open is None or self._open.number != number:
             path = _shard_path(self.folder, number)
             try:
@@ -344,11 +405,11 @@ class VectorFiles:
             for fault in self._faults(number, tensors, expected):
                 raise UserError(f"{path} is damaged ({fault}); {REMEDY}")
             ends = np.concatenate([[0], np.cumsum(tensors["doclens"].numpy(), dtype=np.int64)])
-            self._open = _Shard(number, tensors, ends, self._vocabulary_of(number) if self._words is not None else 0)
+            self._open = _Read(number, tensors, ends, self._vocabulary_of(number) if self._words is not None else 0)
         return self._open
 
 
-class _Shard(NamedTuple):
+class _Read(NamedTuple):
     """The one that was read last."""
 
     number: int

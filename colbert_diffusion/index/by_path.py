@@ -12,6 +12,7 @@ from typing import Any
 from colbert.infra.config import ColBERTConfig, RunConfig
 from colbert.infra.run import Run
 
+from ..encoding.vectors import Cluster
 from .indexing import Indexer
 from .lexical import Lexical
 from .searching import Searcher
@@ -27,6 +28,7 @@ def build_index(
     lexical: Lexical = None,
     overwrite: bool | str = False,
     nranks: int = 1,
+    cluster: Cluster | None = None,
     verbose: int = 1,
 ) -> Path:
     """Build an index in a folder and return its absolute path.
@@ -38,6 +40,7 @@ def build_index(
         nbits: None: the checkpoint's recommendation.
         metadata, lexical, overwrite: as `Indexer.index`.
         nranks: processes that share the work; above 1 a script needs a `__main__` guard.
+        cluster: machines that do (`distributed.RayCluster`).
         verbose: 0 says nothing.
 
     Raises:
@@ -50,7 +53,7 @@ def build_index(
     config = ColBERTConfig() if nbits is None else ColBERTConfig(nbits=nbits)
     with Run().context(RunConfig(index_root=str(folder.parent), nranks=nranks)):
         indexer = Indexer(None if checkpoint is None else str(checkpoint), config, verbose=verbose)
-        built = indexer.index(folder.name, passages, overwrite=overwrite, metadata=metadata, lexical=lexical)
+        built = indexer.index(folder.name, passages, overwrite=overwrite, metadata=metadata, lexical=lexical, cluster=cluster)
     return Path(built)
 
 

@@ -27,7 +27,7 @@ from ..common.progress import note
 from ..config import VECTORS, DiffusionConfig
 from ..encoding.checkpoint import default_checkpoint
 from ..encoding.identity import CheckpointIdentity, identify
-from ..encoding.vectors import VectorFiles, claim, is_claimed_by, shards_of
+from ..encoding.vectors import Cluster, VectorFiles, claim, is_claimed_by, shards_of
 from ..seam.adapter import check_dim
 from ..seam.binding import COLBERT_VERSION, install
 from ..seam.settings import choose_settings, explicit_settings
@@ -69,6 +69,7 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         check_indexable(folder)
         self._explicit = explicit_settings(config, Run().config)
         self._shape: Shape | None = None
+        self._cluster: Cluster | None = None
         super().__init__(str(folder), config, verbose)
         check_dim(config, self.checkpoint_config.dim, folder)
         _warn_ignored(config, self.config)
@@ -81,6 +82,7 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         overwrite: bool | str = False,
         metadata: Sequence[Mapping[str, Any]] | None = None,
         lexical: Lexical = None,
+        cluster: Cluster | None = None,
     ) -> str:
         """Build the index `name` and return its path.
 
@@ -97,6 +99,7 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
             lexical: words beside the vectors, for `Searcher.search(..., mode="lexical" | "hybrid")`: "bm25" or `BM25(k1, b)`
                 for any checkpoint, "predicted" for those that the masked positions predict (DiffRetriever eq. 2). A stock
                 ColBERT Searcher ignores them.
+            cluster: encodes and compresses in place of this machine (`distributed.RayCluster`); files are written here.
 
         Raises:
             UserError: the index exists and may not be replaced, an unfinished one is of another build, or the
@@ -109,6 +112,11 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
         self.index_path = str(places.named)
         if overwrite == "reuse" and places.readable().exists():
             return self.index_path
+        if cluster is not None and self.config.nranks > 1:
+            raise UserError(
+                f"nranks is {self.config.nranks} and there is a cluster, which has workers of its own: leave one out"
+            )
+        self._cluster = cluster
         words = described(lexical)
         self._shape = None
         with needing_room(places.target.parent, lambda: self._bytes_left(places)), places.writing():
@@ -149,6 +157,7 @@ class Indexer(colbert.Indexer):  # type: ignore[misc]  # colbert has no types
 
         places.claim(build, discard=overwrite in (True, "force_silent_overwrite"), renewed=renewed)
         pids = _prepare_vectors(places, source, texts, lexical=words is not None and words["source"] == PREDICTED)
+        pids.cluster = self._cluster
         places.index.mkdir(exist_ok=True)
         stored = _store(texts, places.index)
         self._run(places.index, pids, stored)

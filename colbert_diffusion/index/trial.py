@@ -9,7 +9,7 @@ from colbert.infra.config import ColBERTConfig
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..seam.building import compress
+from ..seam.compressing import compress
 from ..seam.shape import KMEANS_STEPS
 from .indexing import check_faiss
 

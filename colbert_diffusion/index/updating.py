@@ -22,7 +22,8 @@ from ..encoding.lexical import Weights
 from ..encoding.vectors import VectorFiles, encode_to, is_claimed_by
 from ..seam.adapter import flatten
 from ..seam.binding import install
-from ..seam.building import Saver, compress
+from ..seam.building import Saver
+from ..seam.compressing import compress
 from ..seam.settings import NAMES, choose_settings
 from ..seam.shape import CHUNK, KMEANS_STEPS
 from ..seam.worker import refuse_unsafe_loading

@@ -19,22 +19,10 @@ from torch import Tensor
 
 from ..common.files import publish, remove
 from ..common.locking import claimed
+from .compressing import Codec, Compressor, compress
 from .shape import CHUNK, QUANTILE_LIMIT, fitting_partitions
 
 CODEC_FILES = ("centroids.pt", "buckets.pt", "avg_residual.pt")
-PIECE = 128  # vectors: their distances to all centroids stay in the CPU's caches
-
-
-def compress(codec: Any, vectors: Tensor) -> Any:
-    """ColBERT's `codec.compress`, on a CPU a few vectors at a time: the same codes and residuals in a third of the time.
-
-    ColBERT writes 2**29 distances into memory and then looks for each vector's smallest (codecs/residual.py:203).
-    """
-    if codec.use_gpu:
-        return codec.compress(vectors)
-    pieces = [codec.compress(vectors[start : start + PIECE]) for start in range(0, max(1, len(vectors)), PIECE)]
-    codes, residuals = (torch.cat([getattr(piece, name) for piece in pieces]) for name in ("codes", "residuals"))
-    return codec.Embeddings(codes, residuals)
 
 
 class Saver(IndexSaver):  # type: ignore[misc]  # colbert has no types
@@ -143,10 +131,12 @@ class VectorIndexer(PlaidIndexer):
 
     Args:
         threads: those of a process alone, for what one rank does while the others wait.
+        cluster: compresses in place of this machine.
     """
 
-    def __init__(self, config: Any, collection: Any, verbose: int, threads: int) -> None:
+    def __init__(self, config: Any, collection: Any, verbose: int, threads: int, cluster: Compressor | None = None) -> None:
         super().__init__(config, collection, verbose)
+        self._cluster = cluster
         self.nranks = 1  # ColBERT's for as many samples
         self._shared, self._threads = config.nranks > 1, threads
         self.collection.get_chunksize = lambda: CHUNK
@@ -174,12 +164,36 @@ class VectorIndexer(PlaidIndexer):
     def index(self) -> None:
         """Compress the chunks that are not there yet."""
         with self.saver.thread():
-            for number, offset in enumerate(range(0, len(self.collection), CHUNK)):
-                pids = list(range(offset, min(offset + CHUNK, len(self.collection))))
+            if self._cluster is not None:
+                self._index_elsewhere(self._cluster)
+                return
+            for number in self._missing():
                 with claimed(self._work / f"chunk-{number}") if self._shared else nullcontext(True) as mine:
                     if mine and not self.saver.check_chunk_exists(number):
-                        vectors, doclens = self.encoder.encode_passages(pids)
-                        self.saver.save_chunk(number, offset, vectors.half(), doclens)
+                        vectors, doclens = self._vectors(number)
+                        self.saver.save_chunk(number, number * CHUNK, vectors, doclens)
+
+    def _index_elsewhere(self, cluster: Compressor) -> None:
+        lengths: dict[int, list[int]] = {}
+
+        def chunks() -> Iterator[tuple[int, Tensor]]:
+            for number in self._missing():
+                vectors, lengths[number] = self._vectors(number)
+                yield number, vectors.cpu()
+
+        for number, (codes, residuals) in cluster.compress(Codec.of(self.saver.codec), chunks()):
+            compressed = self.saver.codec.Embeddings(codes, residuals)
+            self.saver.write_chunk(number, compressed, lengths.pop(number), passage_offset=number * CHUNK)
+
+    def _missing(self) -> list[int]:
+        count = -(-len(self.collection) // CHUNK)
+        return [number for number in range(count) if not self.saver.check_chunk_exists(number)]
+
+    def _vectors(self, number: int) -> tuple[Tensor, list[int]]:
+        """A chunk's, float16."""
+        first = number * CHUNK
+        vectors, doclens = self.encoder.encode_passages(list(range(first, min(first + CHUNK, len(self.collection)))))
+        return vectors.half(), doclens
 
     @property
     def _work(self) -> Path:

@@ -25,10 +25,11 @@ class Pids(Sequence[int]):
     Args:
         checkpoint: the model's folder; None when the vector files are complete.
         vectors: folder of the vector files.
+        cluster: encodes and compresses, with one rank.
     """
 
-    def __init__(self, texts: Sequence[str], checkpoint: str | None, vectors: Path) -> None:
-        self.texts, self.checkpoint, self.vectors = texts, checkpoint, vectors
+    def __init__(self, texts: Sequence[str], checkpoint: str | None, vectors: Path, cluster: Any = None) -> None:
+        self.texts, self.checkpoint, self.vectors, self.cluster = texts, checkpoint, vectors, cluster
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -112,15 +113,21 @@ def encode(config: Any, collection: Any, shared_lists: Any, shared_queues: Any, 
             mark_complete(pids.vectors)
         distributed.barrier(config.rank)
     set_seed(SEED)  # loading a model with an adapter draws numbers, which a build that goes on does not
-    served = isinstance(pids, Pids)
-    indexer = VectorIndexer(config, collection, verbose, threads) if served else PlaidIndexer(config, collection, verbose)
-    indexer.run(shared_lists)
+    if isinstance(pids, Pids):
+        VectorIndexer(config, collection, verbose, threads, pids.cluster).run(shared_lists)
+    else:
+        PlaidIndexer(config, collection, verbose).run(shared_lists)
 
 
 def _encode_shards(pids: Pids, *, shared: bool, show: bool) -> None:
     from ..encoding.checkpoint import DiffusionCheckpoint
-    from ..encoding.vectors import encode_shards
+    from ..encoding.identity import identify
+    from ..encoding.vectors import encode_elsewhere, encode_shards
 
+    if pids.cluster is not None:
+        identity = identify(str(pids.checkpoint))
+        encode_elsewhere(pids.vectors, pids.cluster, identity, pids.texts, show_progress_bar=show)
+        return
     encode_shards(
         pids.vectors,
         lambda: DiffusionCheckpoint(str(pids.checkpoint)),

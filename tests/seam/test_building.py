@@ -23,7 +23,7 @@ from colbert_diffusion.encoding.identity import identify
 from colbert_diffusion.encoding.vectors import claim, encode_shards
 from colbert_diffusion.index.places import Places
 from colbert_diffusion.index.trial import random_vectors
-from colbert_diffusion.seam import building, install
+from colbert_diffusion.seam import building, compressing, install
 from colbert_diffusion.seam.building import PlaidIndexer
 
 from ..conftest import make_texts
@@ -125,7 +125,7 @@ def test_compression_in_pieces_is_colberts() -> None:
     codec = ResidualCodec(
         ColBERTConfig(dim=32, nbits=2), centroids, torch.tensor(0.1), bucket_cutoffs=edges[2:-1:2], bucket_weights=edges[1::2]
     )
-    ours, colberts = building.compress(codec, vectors), codec.compress(vectors)
+    ours, colberts = compressing.compress(codec, vectors), codec.compress(vectors)
     chosen = centroids.float()[ours.codes.long()], centroids.float()[colberts.codes.long()]
     torch.testing.assert_close(*((vectors.float() * own).sum(-1) for own in chosen))  # equally near, if not the same
     same = ours.codes == colberts.codes

@@ -1,0 +1,39 @@
+"""What a worker runs: one shard, one chunk. A worker process loads a model once and keeps it."""
+
+import socket
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..common.errors import UserError
+from ..encoding.checkpoint import DiffusionCheckpoint
+from ..encoding.vectors import Shard, make_shard
+from ..seam.compressing import Codec
+
+
+def encode(checkpoint: str, fingerprint: str, dtype: str, texts: Sequence[str], lexical: bool, threads: int) -> Shard:
+    """A shard's vectors and words. Raises UserError where the checkpoint is not there, or another."""
+    torch.set_num_threads(threads)
+    return make_shard(_model(checkpoint, fingerprint, dtype), texts, lexical=lexical)
+
+
+def compress(codec: Codec, vectors: Tensor, threads: int) -> tuple[Tensor, Tensor]:
+    """A chunk's codes and residuals."""
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        return codec.compress(vectors)
+
+
+@lru_cache(maxsize=1)
+def _model(checkpoint: str, fingerprint: str, dtype: str) -> DiffusionCheckpoint:
+    model = DiffusionCheckpoint(checkpoint, verbose=0)
+    host, there = socket.gethostname(), model.identity
+    if there.fingerprint != fingerprint:
+        raise UserError(f"{host}: {checkpoint} is another checkpoint there ({there.fingerprint:.12}, not {fingerprint:.12})")
+    if there.dtype != dtype:
+        raise UserError(
+            f'{host} computes {checkpoint} in {there.dtype}, the driver in {dtype}: name one as "dtype" in its diffusion.json'
+        )
+    return model
