@@ -13,7 +13,7 @@ from torch import Tensor
 from ..common.errors import UserError
 from ..common.optional import extra, need
 from ..encoding.identity import CheckpointIdentity
-from ..encoding.vectors import Shard
+from ..encoding.shards import Shard
 from ..seam.compressing import Codec
 from . import tasks
 

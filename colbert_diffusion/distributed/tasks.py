@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..common.errors import UserError
 from ..encoding.checkpoint import DiffusionCheckpoint
-from ..encoding.vectors import Shard, make_shard
+from ..encoding.shards import Shard, make_shard
 from ..seam.compressing import Codec
 
 

@@ -6,50 +6,39 @@ float32, `word_counts` int32), and in the header the sha256 of all. A shard appe
 interrupted run goes on with the next one; batches never cross a shard, so going on changes no bit.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ..common.checks import is_number, listed
 from ..common.errors import UserError
-from ..common.files import is_aside, needing_room, read_json, remove_asides, write_json, written_aside
+from ..common.files import is_aside, needing_room, read_json, remove_asides, write_json
 from ..common.locking import claimed, writing
-from ..common.progress import Progress, note, progress_bar
+from ..common.progress import note, progress_bar
 from ..common.work import Marker
 from ..config import COLBERT_FILE, VECTORS_FILE, check_colbert_file
 from ..texts.collection import collection_fingerprint
-from .encoder import Encoded
 from .identity import CheckpointIdentity
 from .lexical import Weights
 from .scoring import Vectors
+from .shards import HASH, VOCABULARY, DocumentEncoder, Shard, fit_words, hash_of, make_shard, write_shard
 
 FORMAT_VERSION = 1
 SHARD = 10_000  # passages; at k=16, dim=128 a shard is 41 MB
-HASH = "sha256"  # a shard's own, in its header
-VOCABULARY = "vocabulary"  # how many words its head knows, in its header
 WORDS = "words_fingerprint"  # the manifest's field that says that there are words, and by which head
-NAMES = ("vectors", "doclens", "word_ids", "word_weights", "word_counts")
 REMEDY = "delete this file and run the same command again: only its passages are encoded anew"
 
 
 TEXTS = ("checkpoint", "checkpoint_fingerprint", "dtype", "collection_fingerprint")
 NUMBERS = {"passages": 2**40, "shard": 2**30, "dim": 2**16}  # from 1 on
-
-
-class Shard(NamedTuple):
-    """Before it is a file."""
-
-    tensors: dict[str, torch.Tensor]
-    about: dict[str, str]
 
 
 class Cluster(Protocol):
@@ -60,22 +49,6 @@ class Cluster(Protocol):
     ) -> Iterator[tuple[int, Shard]]:
         """(number, texts) of shards -> (number, shard), in any order."""
         ...
-
-
-class DocumentEncoder(Protocol):
-    """What encoding to files needs of a checkpoint."""
-
-    def iter_document(self, documents: Sequence[str], progress: Progress | None = None) -> Iterator[Vectors]: ...
-    def cut_documents(self) -> str | None: ...
-
-
-@runtime_checkable
-class LexicalEncoder(Protocol):
-    """And what it needs where predicted words are kept."""
-
-    def iter_encoded(self, documents: Sequence[str], progress: Progress | None = None) -> Iterator[Encoded]: ...
-    @property
-    def vocabulary(self) -> int: ...
 
 
 def encode_to(
@@ -201,7 +174,7 @@ def encode_shards(
             path = _shard_path(folder, number)
             with claimed(path) if shared else nullcontext(True) as mine:
                 if mine:
-                    _write_shard(path, make_shard(encoder, chunk, progress, lexical=lexical))
+                    write_shard(path, make_shard(encoder, chunk, progress, lexical=lexical))
                 else:
                     progress.update(len(chunk))
     if show_progress_bar and (cut := encoder.cut_documents()):
@@ -216,7 +189,7 @@ def encode_elsewhere(
     with progress_bar(len(texts), "encode", show=show_progress_bar) as progress:
         progress.update(len(texts) - sum(map(todo.passages, todo)))
         for number, shard in cluster.encode(identity, todo.items(), lexical=lexical):
-            _write_shard(_shard_path(folder, number), shard)
+            write_shard(_shard_path(folder, number), shard)
             progress.update(todo.passages(number))
 
 
@@ -247,13 +220,6 @@ class _Slices(Mapping[int, Sequence[str]]):
         return len(self._numbers)
 
 
-def make_shard(encoder: DocumentEncoder, texts: Sequence[str], progress: Progress | None = None, *, lexical: bool) -> Shard:
-    """Encode a shard's texts, and their words where they are wanted."""
-    if lexical and isinstance(encoder, LexicalEncoder):
-        return _shard(list(encoder.iter_encoded(texts, progress)), encoder.vocabulary)
-    return _shard([Encoded(own, None) for own in encoder.iter_document(texts, progress)], None)
-
-
 def shards_of(passages: int) -> int:
     """How many shards new vector files of so many passages have."""
     return -(-passages // SHARD)
@@ -277,37 +243,8 @@ def _recorded_hash(path: Path) -> str | None:
         raise UserError(f"{path} is missing or damaged ({error}); {REMEDY}") from error
 
 
-def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in (name for name in NAMES if name in tensors):
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _shard_path(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.safetensors"
-
-
-def _shard(encoded: Sequence[Encoded], vocabulary: int | None) -> Shard:
-    tensors = {
-        "vectors": torch.from_numpy(np.concatenate([one.vectors for one in encoded])).half(),
-        "doclens": torch.tensor([len(one.vectors) for one in encoded], dtype=torch.int32),
-    }
-    about = dict[str, str]()
-    if vocabulary is not None:
-        words = [one.words for one in encoded if one.words is not None]
-        tensors |= {
-            "word_ids": torch.from_numpy(np.concatenate([own.ids for own in words])),
-            "word_weights": torch.from_numpy(np.concatenate([own.weights for own in words])),
-            "word_counts": torch.tensor([len(own.ids) for own in words], dtype=torch.int32),
-        }
-        about[VOCABULARY] = str(vocabulary)
-    return Shard(tensors, about)
-
-
-def _write_shard(path: Path, shard: Shard) -> None:
-    with written_aside(path) as aside:
-        save_file(shard.tensors, aside, metadata={HASH: _hash(shard.tensors), **shard.about})
 
 
 class VectorFiles:
@@ -382,9 +319,9 @@ class VectorFiles:
             yield f"it does not hold float16 vectors of dim {self.dim} and their doclens"
         elif len(doclens) != passages or int(doclens.min()) < 0 or int(doclens.sum()) != len(vectors):
             yield f"the lengths of {len(doclens)} passages do not add up to {len(vectors)} vectors of {passages}"
-        elif self._words is not None and not _fit_words(tensors, passages, self._vocabulary_of(number)):
+        elif self._words is not None and not fit_words(tensors, passages, self._vocabulary_of(number)):
             yield f"its words are not those of {passages} passages"
-        elif expected is not None and _hash(tensors) != expected:
+        elif expected is not None and hash_of(tensors) != expected:
             yield "its sha256 differs from what was written"
         elif expected is None and not bool(vectors.isfinite().all()):
             yield "it holds numbers that are not finite"
@@ -416,13 +353,3 @@ class _Read(NamedTuple):
     tensors: Mapping[str, torch.Tensor]
     ends: npt.NDArray[np.int64]
     vocabulary: int
-
-
-def _fit_words(tensors: Mapping[str, torch.Tensor], passages: int, vocabulary: int) -> bool:
-    """Whether a shard's words are as many as it says, and some of the vocabulary."""
-    ids, weights, counts = (tensors.get(name) for name in NAMES[2:])
-    if ids is None or weights is None or counts is None or len(counts) != passages or int(counts.min()) < 0:
-        return False
-    if ids.dtype != torch.int32 or weights.dtype != torch.float32 or not int(counts.sum()) == len(ids) == len(weights):
-        return False
-    return not len(ids) or (int(ids.min()) >= 0 and int(ids.max()) < vocabulary and bool(weights.isfinite().all()))

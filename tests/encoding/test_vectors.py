@@ -12,6 +12,7 @@ from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.common.locking import writing
 from colbert_diffusion.config import VECTORS_FILE
 from colbert_diffusion.encoding import vectors
+from colbert_diffusion.encoding.shards import write_shard
 from colbert_diffusion.encoding.vectors import VectorFiles, encode_to
 
 from ..conftest import make_texts
@@ -41,7 +42,7 @@ def test_an_interrupted_run_goes_on_without_encoding_twice_and_changes_no_bit(
 ) -> None:
     encode_to(tmp_path / "whole", checkpoint.identity, lambda: checkpoint, TEXTS)
     encoded.clear()
-    write = vectors._write_shard
+    write = write_shard
     written: list[Path] = []
 
     def dies_after_two(path: Path, *shard: Any) -> None:
@@ -50,12 +51,12 @@ def test_an_interrupted_run_goes_on_without_encoding_twice_and_changes_no_bit(
         written.append(path)
         write(path, *shard)
 
-    monkeypatch.setattr(vectors, "_write_shard", dies_after_two)
+    monkeypatch.setattr(vectors, "write_shard", dies_after_two)
     with pytest.raises(KeyboardInterrupt):
         encode_to(tmp_path / "parts", checkpoint.identity, lambda: checkpoint, TEXTS)
     with pytest.raises(UserError, match="incomplete"):
         VectorFiles(tmp_path / "parts")
-    monkeypatch.setattr(vectors, "_write_shard", write)
+    monkeypatch.setattr(vectors, "write_shard", write)
     encoded.clear()
     encode_to(tmp_path / "parts", checkpoint.identity, lambda: checkpoint, TEXTS)
     assert encoded == TEXTS[20:]
