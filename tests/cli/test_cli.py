@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from colbert_diffusion.cli.tables import print_ranking
+from colbert_diffusion.encoding.vectors import SHARD
 
 from ..conftest import HIDDEN, PARITY, make_texts
 
@@ -43,11 +44,12 @@ def test_encode_index_and_search_end_to_end(collection: Path, tiny_checkpoint: P
     assert "#>" not in table.stdout + table.stderr  # ColBERT's own chatter
 
 
-def test_two_processes_share_an_index(collection: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    done = run("index", collection, tmp_path / "i", "--checkpoint", tiny_checkpoint, "--ranks", 2, "--json")
+def test_two_processes_share_an_index(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    passages = SHARD + 5  # two shards: with one there is nothing to share
+    (tmp_path / "c.tsv").write_text("".join(f"{i}\tcat {i % 7}\n" for i in range(passages)))
+    done = run("index", tmp_path / "c.tsv", tmp_path / "i", "--checkpoint", tiny_checkpoint, "--ranks", 2, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["passages"] == 150  # one line: the other process has not run the command again
-    assert len(list((tmp_path / "i").glob("*.codes.pt"))) == 2
+    assert json.loads(done.stdout)["passages"] == passages  # one line: the other process has not run the command again
 
 
 def test_convert_from_the_command_line(collection: Path, tmp_path: Path) -> None:
