@@ -5,6 +5,7 @@
     worker      the child: what ColBERT's launcher runs in each process
     launching   the parent: a launcher that notices a dead child
     building    ColBERT's builder, resumable and in bounded memory: sample, k-means, chunks, inverted lists
+    compressing ColBERT's codec, a few vectors at a time, here or on another machine
     scorer      what ColBERT's C++ trusts of an index, checked when it is loaded
     extensions  the compiler for that C++
     settings    how a search over few vectors is tuned
