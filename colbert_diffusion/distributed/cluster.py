@@ -4,9 +4,12 @@ Texts go to the workers and shards come back through Ray's object store, so no f
 driver, by a rename when it is whole. A driver that died goes on with what is missing.
 """
 
+import math
+import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Self
+from time import monotonic
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
@@ -20,6 +23,16 @@ from . import tasks
 PATIENCE = 5.0  # seconds until an address counts as silent; Ray itself goes on asking for minutes
 AHEAD = 2  # tasks given out for each that can run: the next one's texts are there when a worker is free
 RETRIES = 3  # of a task whose worker or node died
+POLL = 1.0  # seconds between looks at what is overdue
+OVERDUE, LATE = 60.0, 4.0  # a piece is, after so many seconds and so many times what the slowest so far took
+
+
+class _Given(NamedTuple):
+    """A piece of work that is out, since when, and how often it was given out before."""
+
+    arguments: tuple[Any, ...]
+    since: float
+    times: int = 0
 
 
 class RayCluster:
@@ -46,6 +59,7 @@ class RayCluster:
     def __enter__(self) -> Self:
         try:
             _check_listening(self.address)
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
             self._ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
@@ -90,17 +104,31 @@ class RayCluster:
     def _run(
         self, call: Callable[..., Any], what: str, work: Iterable[tuple[int, tuple[Any, ...]]]
     ) -> Iterator[tuple[int, Any]]:
+        """Each piece's number and result. One that is overdue is given out again: a node that was cut off for a while may have
+        done it, and its answer be lost, without Ray ever noticing. Whichever is first counts."""
         task = self._ray.remote(call).options(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=RETRIES)
-        left, under_way = iter(work), dict[Any, int]()
+        left, out, answers, slowest = iter(work), dict[int, _Given](), dict[Any, int](), math.inf
+
+        def give(number: int, given: _Given) -> None:
+            out[number] = given
+            answers[task.remote(*given.arguments)] = number
+
         while True:
-            while len(under_way) < AHEAD * max(1, self._slots()) and (given := next(left, None)) is not None:
-                number, arguments = given
-                under_way[task.remote(*arguments)] = number
-            if not under_way:
+            while len(out) < AHEAD * max(1, self._slots()) and (piece := next(left, None)) is not None:
+                give(piece[0], _Given(piece[1], monotonic()))
+            if not out:
                 return
-            for done in self._ray.wait(list(under_way))[0]:
-                number = under_way.pop(done)
+            for done in self._ray.wait(list(answers), timeout=POLL)[0]:
+                number = answers.pop(done)
+                if number not in out:  # its twin was first
+                    continue
+                took = monotonic() - out[number].since
+                slowest = took if slowest == math.inf else max(took, slowest)
                 yield number, self._result(done, f"{what} {number}")
+                del out[number]
+            for number, given in list(out.items()):
+                if monotonic() - given.since > max(OVERDUE, LATE * slowest) * 2**given.times:
+                    give(number, _Given(given.arguments, monotonic(), given.times + 1))
 
     def _result(self, done: Any, what: str) -> Any:
         errors = self._ray.exceptions

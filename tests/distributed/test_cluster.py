@@ -113,6 +113,33 @@ def test_a_worker_that_is_killed_costs_its_shards_once_more(
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
 
 
+def test_a_worker_that_says_nothing_more_holds_up_nobody(
+    cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a node that was cut off: the task is never answered, and Ray does not notice."""
+    monkeypatch.setattr("colbert_diffusion.distributed.cluster.OVERDUE", 2.0)
+    identity, stopped = identify(tiny_checkpoint), list[int]()
+
+    def stop() -> None:
+        deadline = time.monotonic() + 60
+        while not stopped and time.monotonic() < deadline:
+            if len(list((tmp_path / "many").glob("*.safetensors"))) >= 2 and (busy := busy_workers()):
+                os.kill(busy[0], signal.SIGSTOP)
+                stopped.append(busy[0])
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    try:
+        encode_to(tmp_path / "many", identity, lambda: DiffusionCheckpoint(tiny_checkpoint), TEXTS, cluster=cluster)
+    finally:
+        stopper.join()
+        for pid in stopped:
+            os.kill(pid, signal.SIGKILL)
+    assert stopped
+    encode_to(tmp_path / "one", identity, lambda: DiffusionCheckpoint(tiny_checkpoint), TEXTS)
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+
+
 DRIVER = """
 import sys
 from pathlib import Path
