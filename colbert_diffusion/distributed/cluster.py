@@ -28,7 +28,7 @@ OVERDUE, LATE = 60.0, 4.0  # a piece is, after so many seconds and so many times
 
 
 class _Given(NamedTuple):
-    """A piece of work that is out, since when, and how often it was given out before."""
+    """A piece of work that is out (references into Ray's store), since when, and how often it was given out before."""
 
     arguments: tuple[Any, ...]
     since: float
@@ -115,7 +115,7 @@ class RayCluster:
 
         while True:
             while len(out) < AHEAD * max(1, self._slots()) and (piece := next(left, None)) is not None:
-                give(piece[0], _Given(piece[1], monotonic()))
+                give(piece[0], _Given(self._stored(piece[1]), monotonic()))
             if not out:
                 return
             for done in self._ray.wait(list(answers), timeout=POLL)[0]:
@@ -129,6 +129,11 @@ class RayCluster:
             for number, given in list(out.items()):
                 if monotonic() - given.since > max(OVERDUE, LATE * slowest) * 2**given.times:
                     give(number, _Given(given.arguments, monotonic(), given.times + 1))
+
+    def _stored(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """In Ray's store, which goes to disk where it is full: they may be wanted again, and a chunk's vectors are 100 MB."""
+        stored = self._ray.ObjectRef
+        return tuple(one if isinstance(one, stored) else self._ray.put(one) for one in arguments)
 
     def _result(self, done: Any, what: str) -> Any:
         errors = self._ray.exceptions
