@@ -22,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,9 +85,10 @@ class Readout(Cell):
     def has_words(self) -> bool:
         return self.readout.startswith("masked")
 
-    @cached_property
-    def hidden_size(self) -> int:
-        return load_backbone(locate(self.base)).hidden_size
+
+@cache
+def hidden_size(base: str) -> int:
+    return load_backbone(locate(base)).hidden_size
 
 
 class Trial(NamedTuple):
@@ -126,7 +127,7 @@ class Comparison:
     @cached_property
     def cells(self) -> list[Readout]:
         cells = [Readout(base, readout) for base in self.bases for readout in READOUTS]
-        return [cell for cell in cells if not cell.native or cell.hidden_size > self.dim]
+        return [cell for cell in cells if not cell.native or hidden_size(cell.base) > self.dim]
 
     @cached_property
     def benchmarks(self) -> list[Benchmark]:
@@ -161,7 +162,7 @@ class Comparison:
     def start(self, cell: Readout) -> Path:
         folder = self.out / "starts" / cell.name
         if not folder.exists():
-            dim = cell.hidden_size if cell.native else self.dim
+            dim = hidden_size(cell.base) if cell.native else self.dim
             convert(cell.base, folder, dim=dim, fit_on=self.texts, **LENGTHS, **READOUTS[cell.readout])  # type: ignore[arg-type]
         return folder
 
@@ -169,7 +170,7 @@ class Comparison:
         """The base's own mean pool, all dimensions."""
         folder = self.out / "starts" / Readout(base, "teacher").name
         if not folder.exists():
-            convert(base, folder, readout="mean", dim=Readout(base, "mean pool").hidden_size)
+            convert(base, folder, readout="mean", dim=hidden_size(base))
         return folder
 
     def recipe(self, trial: Trial) -> Recipe:
@@ -258,7 +259,7 @@ class Comparison:
             cost = self.probe(cell)
             measured = trials + (0 if cell.native else self.seeds)
             minutes = (trials * self.steps * cost["step"] + measured * passages * cost["passage"]) / 60
-            done = len([path for path in (self.out / "trials").glob(f"{cell.name}-*") if path.suffix != ".training"])
+            done = len([path for path in (self.out / "trials").glob(f"{cell.name}-[0-9]*") if path.suffix != ".training"])
             total += minutes
             yield cell.base, cell.readout, trials, done, f"{cost['step']:.2f}", f"{minutes:.0f}"
         yield "all", "", trials * len(self.cells), "", "", f"{total:.0f}"

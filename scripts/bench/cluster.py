@@ -8,11 +8,11 @@ Usage: cluster.py COLLECTION [--checkpoint C] [--texts 1000] [--shard 100] [--wo
 
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import torch
-from common import errors_in_a_line, make_parser, print_table
+from common import errors_in_a_line, in_turns, make_parser, print_table
 
 from colbert_diffusion import DiffusionCheckpoint
 from colbert_diffusion.distributed import RayCluster
@@ -22,12 +22,10 @@ from colbert_diffusion.encoding.vectors import encode_to
 from colbert_diffusion.texts.collection import read_collection
 
 
-def seconds(model: DiffusionCheckpoint, texts: list[str], cluster: RayCluster | None) -> float:
-    """To encode all texts into shards, in a new folder."""
+def encode(model: DiffusionCheckpoint, texts: list[str], cluster: RayCluster | None) -> None:
+    """All texts into shards, in a new folder."""
     with tempfile.TemporaryDirectory() as folder:
-        started = perf_counter()
         encode_to(Path(folder, "vectors"), model.identity, lambda: model, texts, cluster=cluster)
-        return perf_counter() - started
 
 
 @errors_in_a_line()
@@ -46,12 +44,10 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(threads)
         with RayCluster("local", cpus=threads) as cluster:
             few = texts[: workers * given.shard * 2]
-            seconds(model, few, cluster), seconds(model, few, None)  # everyone has a model
-            alone, shared = [], []
-            for _ in range(given.rounds):
-                alone.append(seconds(model, texts, None))
-                shared.append(seconds(model, texts, cluster))
-        one, many = statistics.median(alone), statistics.median(shared)
+            encode(model, few, cluster)  # everyone has a model
+            ways = {"alone": None, "shared": cluster}
+            times = in_turns({name: partial(encode, model, texts, way) for name, way in ways.items()}, given.rounds)
+        one, many = map(statistics.median, times.values())
         rows.append((threads, workers, f"{one:.1f}", f"{many:.1f}", f"{one / many:.2f}"))
     print(f"{len(texts)} passages in shards of {given.shard}, median of {given.rounds}")
     print_table(("threads", "workers", "one process, s", "cluster, s", "times as fast"), rows)

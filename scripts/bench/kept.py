@@ -104,6 +104,7 @@ def routed(first: Vectors, counts: Sequence[int]) -> list[int]:
     return [max(1, round(count)) for count in predicted.tolist()]
 
 
+AGREE = "agree"  # the only rule for queries: measured exactly, and in no plot of passages' bytes
 Simple = Callable[[Vectors, float], Vectors]
 SIMPLE: Mapping[str, Simple] = {"merge": merged, "cover": covered, "pool": pooled, "span": spanned}
 SETTINGS: Mapping[str, Sequence[float]] = {
@@ -114,7 +115,7 @@ SETTINGS: Mapping[str, Sequence[float]] = {
     "span": (0.02, 0.05, 0.1, 0.15, 0.2),
     "words": (1,),
     "router": (0.98, 0.96, 0.94, 0.92, 0.9),
-    "agree": (0.95, 0.9, 0.85, 0.8, 0.7),
+    AGREE: (0.95, 0.9, 0.85, 0.8, 0.7),
 }
 
 
@@ -139,7 +140,7 @@ class Whole:
         self.passages = list(plain.encode(self.texts, "passage"))
 
     def keep(self, cell: Kept) -> list[Vectors]:
-        if cell.rule == "agree":
+        if cell.rule == AGREE:
             return self.passages
         if cell.rule == "prefix":
             return [own[: int(cell.setting)] for own in self.passages]
@@ -175,8 +176,8 @@ class Served:
 def measure_cell(whole: Whole, benchmark: Benchmark, cell: Kept, nbits: int, made_by: CheckpointIdentity, work: Path) -> Row:
     """A row; `per_query` are the exact values, for the oracle."""
     passages, queries = whole.keep(cell), whole.queries
-    if cell.rule == "agree":
-        queries, nbits = {text: agreed(own, cell.setting) for text, own in queries.items()}, 0
+    if cell.rule == AGREE:
+        queries = {text: agreed(own, cell.setting) for text, own in queries.items()}
     served = Served(queries, whole.texts, passages)
     runs = {"exact": exact_run(served, benchmark, depth=100)}
     row: Row = {"collection": benchmark.name, **cell.as_row(), "nbits": nbits, "vectors": vectors_per_text(passages)}
@@ -206,7 +207,7 @@ def draw(rows: Sequence[Row], out: Path) -> None:
     figure = Figure(figsize=(1 + 5 * len(names), 4.5), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         group = [row for row in rows if row["collection"] == name]
-        for marker, rule in zip("os^Dv*P", (rule for rule in SETTINGS if rule != "agree"), strict=True):
+        for marker, rule in zip("os^Dv*P", (rule for rule in SETTINGS if rule != AGREE), strict=True):
             line = sorted((row["bytes"], row.get("plaid", row["exact"])) for row in group if row["rule"] == rule)
             if line:
                 axes.plot(*zip(*line, strict=True), marker=marker, color="black", alpha=0.7, linewidth=0.8, label=rule)
@@ -245,10 +246,11 @@ def measure(source: str, collections: Sequence[str], rules: Sequence[str], nbits
         for cell in (Kept(rule, setting) for rule in rules for setting in SETTINGS[rule]):
             if cell.rule in ("prefix", "pool") and cell.setting > most:
                 continue
-            row = kept.find(collection=benchmark.name, **cell.as_row(), nbits=0 if cell.rule == "agree" else nbits)
+            bits = 0 if cell.rule == AGREE else nbits
+            row = kept.find(collection=benchmark.name, **cell.as_row(), nbits=bits)
             if row is None:
                 whole = whole or Whole(source, benchmark)
-                row = measure_cell(whole, benchmark, cell, nbits, made_by, out / benchmark.name / f"{cell.name}-{nbits}")
+                row = measure_cell(whole, benchmark, cell, bits, made_by, out / benchmark.name / f"{cell.name}-{bits}")
                 kept.add(row)
             asked.append(row)
     return asked

@@ -6,18 +6,17 @@ import pytest
 
 from colbert_diffusion.encoding import vectors
 
-from .conftest import TEXTS, load, rows
+from .conftest import TEXTS, Takes, load, rows
 
 
 def test_one_worker_and_many_stand_beside_one_process(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Path, tmp_path: Path, takes: Takes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(vectors, "SHARD", vectors.SHARD)  # it sets its own
     (tmp_path / "c.tsv").write_text("".join(f"{i}\t{text}\n" for i, text in enumerate(TEXTS)))
     cluster = load("bench/cluster")
-    measured = iter([9.0, 9.0, 4.0, 5.0, 9.0, 9.0, 6.0, 3.0])  # two of each table row are not counted
+    takes(4.0, 5.0, 6.0, 3.0)  # one process and the cluster, with two threads and with one
     monkeypatch.setattr(cluster.torch, "set_num_threads", lambda _: None)  # of this process, for all tests
-    monkeypatch.setattr(cluster, "seconds", lambda *_: next(measured))
     asked = [str(tmp_path / "c.tsv"), "--checkpoint", str(tiny_checkpoint), "--texts", "30", "--shard", "10"]
     cluster.main([*asked, "--rounds", "1"])
     printed = capsys.readouterr().out
