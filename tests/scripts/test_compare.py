@@ -81,4 +81,8 @@ def test_the_plan_estimates_every_readout_and_trains_no_trial(
     table = rows(capsys.readouterr().out)
     assert [row[1:4] for row in table] == [[readout, "5", "0"] for readout in compare.READOUTS] + [["", "30", ""]]
     assert not (tmp_path / "out" / "trials").exists()
+    (tmp_path / "out" / "trials" / "tiny-bert-mean-pool-native-0.001-0").mkdir(parents=True)
+    compare.main([*fixed, "--teacher=mean", "--plan"])
+    done = {row[1]: row[3] for row in rows(capsys.readouterr().out)}
+    assert (done["mean pool"], done["mean pool, native"]) == ("0", "1")
     assert {DiffusionConfig.load(folder).dim for folder in (tmp_path / "out" / "starts").glob("*-masked-*")} == {8}
