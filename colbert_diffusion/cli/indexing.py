@@ -185,23 +185,63 @@ def serve(
     checkpoint: Moved = None,
     collection: MovedTexts = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="Name that browsers may call it by; may be repeated.")] = None,
+    ray: RayAddress = None,
+    ray_cpus: RayCpus = 1,
+    ray_gpus: RayGpus = 0,
+    replicas: Annotated[str, typer.Option(help="With --ray, how many: 2, or 2-8 as the requests want it.")] = "1",
+    parts: Annotated[int, typer.Option(help="With --ray, divide the vectors among so many machines; 0: each has all.")] = 0,
 ) -> None:
-    """Serve indexes over HTTP: /api/search for ColBERT's and DSPy's clients, a search page at /, the API at /docs."""
+    """Serve indexes over HTTP: /api/search for ColBERT's and DSPy's clients, a search page at /, the API at /docs.
+
+    With --ray on a cluster that runs, this returns when its replicas serve. The same command again, after an index was built
+    anew, has them take it over.
+    """
+    how: dict[str, Any] = {
+        "cache": cache,
+        "cors": tuple(cors or ()),
+        "max_k": max_k,
+        "checkpoint": checkpoint,
+        "collection": collection,
+    }
+    how |= {"token_file": token_file, "hosts": (host, *(allow_host or ()))}
+    if ray is not None:
+        if allow_reload:
+            raise UserError("--allow-reload would reach one replica of several: leave it out and run the same command again")
+        size = (_replicas(replicas), ray_cpus, ray_gpus, parts)
+        _serve_on(ray, indexes, how, size, host, port)
+        return
+    if replicas != "1" or parts:
+        raise UserError("--replicas and --parts belong to --ray")
     with quiet(ctx):
         from ..serving.server import open_app, run
 
-        opened = open_app(
-            indexes,
-            token_file=token_file,
-            cache=cache,
-            cors=cors or (),
-            allow_reload=allow_reload,
-            max_k=max_k,
-            checkpoint=checkpoint,
-            collection=collection,
-            hosts=(host, *(allow_host or ())),
-        )
+        opened = open_app(indexes, allow_reload=allow_reload, **how)
     run(opened, host, port)
+
+
+def _serve_on(address: str, indexes: list[Path], how: dict[str, Any], size: tuple[Any, ...], host: str, port: int) -> None:
+    from ..common.progress import note
+    from ..distributed import RayCluster
+    from ..distributed.deploying import Size, deploy, stay
+    from ..distributed.replicas import Served
+    from ..index.opening import index_metadata, index_state
+
+    folders = tuple(path.absolute() for path in indexes)
+    for folder in folders:
+        index_metadata(folder)  # says when there is no index
+    served = Served(folders, tuple(map(index_state, folders)), how, threads=size[1])
+    with RayCluster(address, cpus=size[1], gpus=size[2]):
+        note(f"serving on {deploy(served, Size(*size), host, port)}")
+        if address == "local":
+            stay()
+
+
+def _replicas(text: str) -> tuple[int, int]:
+    least, dash, most = text.partition("-")
+    try:
+        return int(least), int(most if dash else least)
+    except ValueError as error:
+        raise UserError(f"--replicas {text!r:.40}: expected a number, or two as in 2-8") from error
 
 
 @app.command()

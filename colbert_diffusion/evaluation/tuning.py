@@ -166,7 +166,7 @@ class _OfIndex(Mapping[str, str]):
 
     def __init__(self, searcher: "Searcher") -> None:
         self._searcher = searcher
-        self._passages = len(searcher.ranker.doclens)
+        self._passages: int = searcher.ranker.passages
 
     def __contains__(self, identifier: object) -> bool:
         try:

@@ -5,7 +5,8 @@
 ([0], [1], [1.98])
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from colbert.infra.config import ColBERTConfig, RunConfig
 from colbert.infra.run import Run
 
 from ..encoding.vectors import Cluster
+from ..seam.scorer import scoring_by
 from .indexing import Indexer
 from .lexical import Lexical
+from .parts import Parts, PartsRanker
 from .searching import Searcher
 
 
@@ -63,9 +66,13 @@ def open_index(
     checkpoint: str | Path | None = None,
     collection: Any = None,
     verify: bool = False,
+    parts: Callable[[Path], Parts] | None = None,
     verbose: int = 0,
 ) -> Searcher:
-    """Open the index in a folder; arguments as `Searcher`.
+    """Open the index in a folder; other arguments as `Searcher`.
+
+    Args:
+        parts: the folder -> where its vectors are; None: in this process.
 
     Raises:
         UserError: as `Searcher`.
@@ -75,4 +82,5 @@ def open_index(
     """
     folder = Path(path).absolute()
     given = None if checkpoint is None else str(checkpoint)
-    return Searcher(folder.name, given, collection, index_root=str(folder.parent), verbose=verbose, verify=verify)
+    with nullcontext() if parts is None else scoring_by(lambda path: PartsRanker(path, parts(path))):
+        return Searcher(folder.name, given, collection, index_root=str(folder.parent), verbose=verbose, verify=verify)

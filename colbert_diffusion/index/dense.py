@@ -60,7 +60,7 @@ class DenseSearcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no t
 
     def _checked(self, k: int, pids: Sequence[int] | None) -> tuple[int, list[int] | None]:
         """k, at most as many as there are; pids, each once. Raises UserError for what is out of bounds."""
-        k = min(whole_number("k", k), len(self.ranker.doclens))
+        k = min(whole_number("k", k), self.ranker.passages)
         if k < 1:
             raise UserError(f"k is {k}, expected at least 1")
         if pids is None:
@@ -71,7 +71,7 @@ class DenseSearcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no t
 
     def _settings(self, k: int) -> Any:
         config = copy.copy(self.config)  # shallow: ColBERT's own copies would copy the collection
-        for name, value in (choose_settings(k, len(self.ranker.codec.centroids))._asdict() | self._explicit).items():
+        for name, value in (choose_settings(k, self.ranker.partitions)._asdict() | self._explicit).items():
             setattr(config, name, value)
         return config
 
@@ -84,7 +84,7 @@ class DenseSearcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no t
             return self._rank(config, q, filter_fn, pids)
         allowed = self._allowed(where, filter_fn, pids)
         if pids is None and len(allowed) > config.ndocs // 4:  # more than ColBERT would score
-            keep = torch.zeros(len(self.ranker.doclens), dtype=torch.bool)
+            keep = torch.zeros(self.ranker.passages, dtype=torch.bool)
             keep[allowed] = True
             found, scores = self._rank(config, q, lambda candidates: candidates[keep.to(candidates.device)[candidates.long()]])
             if len(found) >= min(depth, len(allowed)):
@@ -94,14 +94,13 @@ class DenseSearcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no t
     def _rank(
         self, config: Any, q: Tensor, filter_fn: Any = None, pids: Sequence[int] | None = None
     ) -> tuple[list[int], list[float]]:
-        """ColBERT's, which fails on no candidates at all unless a filter has seen them (index_storage.py:100)."""
         if pids is not None and not len(pids):
             return [], []
-        found: tuple[list[int], list[float]] = self.ranker.rank(config, q, filter_fn=filter_fn or _all, pids=pids)
+        found: tuple[list[int], list[float]] = self.ranker.rank(config, q, filter_fn=filter_fn, pids=pids)
         return found
 
     def _check_pids(self, pids: Sequence[int]) -> None:
-        passages = len(self.ranker.doclens)
+        passages = self.ranker.passages
         if bad := [p for p in pids if not 0 <= p < passages]:
             raise UserError(f"{len(bad)} pids are not in the index (first: {bad[0]}), it has pids 0..{passages - 1}")
         if bad := [p for p in pids if p in self._removed]:
@@ -141,8 +140,8 @@ class DenseSearcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no t
         lines = self._metadata_lines
         if lines is None:
             raise UserError(f"{self.index} stores no metadata to filter by; build it with Indexer.index(..., metadata=[...])")
-        if len(lines) != len(self.ranker.doclens):
-            raise UserError(f"{lines.path} has {len(lines)} entries for {len(self.ranker.doclens)} passages; rebuild the index")
+        if len(lines) != self.ranker.passages:
+            raise UserError(f"{lines.path} has {len(lines)} entries for {self.ranker.passages} passages; rebuild the index")
         return [self._about(pid, line) for pid, line in enumerate(lines)]
 
     def _about(self, pid: int, line: bytes) -> dict[str, Any]:
@@ -151,10 +150,6 @@ class DenseSearcher(colbert.Searcher):  # type: ignore[misc]  # colbert has no t
         except ValueError as error:
             raise UserError(f"{METADATA_FILE}, line {pid + 1}: not JSON ({error}); restore it or rebuild the index") from error
         return about
-
-
-def _all(candidates: Tensor) -> Tensor:
-    return candidates
 
 
 def ranking(k: int, pids: list[int], scores: list[float]) -> Ranking:

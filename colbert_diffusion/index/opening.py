@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backbones.sources import locate
+from ..common import fingerprint
 from ..common.checks import is_number
 from ..common.errors import UserError
 from ..common.files import parse_json, read_json
@@ -18,7 +19,7 @@ from ..encoding.identity import identify
 from ..texts.collection import COLLECTION_FILE, Passages, as_texts, collection_fingerprint, read_collection
 from . import manifest as manifests
 from .layout import REMOVED_FILE
-from .manifest import TEXTS, read_manifest
+from .manifest import MANIFEST_FILE, TEXTS, read_manifest
 from .places import snapshot
 
 NUMBERS: dict[str, tuple[float, int]] = {
@@ -67,6 +68,11 @@ def index_metadata(folder: Path) -> dict[str, Any]:
     if bad := [name for name in COUNTS if not is_number(about.get(name), 0, whole=True)]:
         raise UserError(f"{path} is damaged (no number for {', '.join(bad)}); restore it or rebuild the index")
     return about
+
+
+def index_state(folder: Path) -> str:
+    """Changes with every build and update: the manifest holds the hash of each file."""
+    return fingerprint.of_files(path for name in (MANIFEST_FILE, "metadata.json") if (path := folder / name).is_file())
 
 
 def _check_config(config: dict[str, Any], path: Path) -> None:

@@ -98,7 +98,7 @@ class Searcher(DenseSearcher):
         checkpoint = checkpoint_of(folder, built_with, checkpoint)
         with as_user_errors(folder):
             super().__init__(folder.name, checkpoint, texts, config, str(folder.parent), verbose)
-        passages = len(self.ranker.doclens)
+        passages = self.ranker.passages
         if len(self.collection) != passages:
             raise UserError(
                 f"{folder} has {passages} passages, its collection {len(self.collection)}; pass the one it was built from"
@@ -347,7 +347,7 @@ class Searcher(DenseSearcher):
             UserError: a pid that the index does not have.
         """
         pids = whole_numbers("pid", pids)
-        passages = len(self.ranker.doclens)
+        passages = self.ranker.passages
         if bad := [p for p in pids if not 0 <= p < passages]:
             raise UserError(f"{len(bad)} pids are not in the index (first: {bad[0]}), it has pids 0..{passages - 1}")
         return self._ids.of(pids)

@@ -32,7 +32,7 @@ from ..texts.ids import IDS_FILE, Ids, as_ids
 from .indexing import check_faiss, metadata_lines, write_lines
 from .layout import METADATA_FILE, REMOVED_FILE, is_own, keep_offsets, kind_of
 from .lexical import LEXICAL_FILE, has_predicted, update_lexical
-from .manifest import FUSION, MANIFEST_FILE, check_sizes, read_manifest, write_manifest
+from .manifest import FUSION, check_sizes, read_manifest, write_manifest
 from .opening import (
     all_doclens,
     changed_texts,
@@ -40,6 +40,7 @@ from .opening import (
     index_config,
     index_folder,
     index_metadata,
+    index_state,
     open_collection,
     removed_pids,
 )
@@ -115,7 +116,7 @@ class IndexUpdater:
         self._config = index_config(folder)
         check_sizes(folder)
         self._manifest = read_manifest(folder) or {}
-        self._base = _state(folder)
+        self._base = index_state(folder)
         self._passages = sum(map(len, all_doclens(folder)))
         self._gone = frozenset(removed_pids(folder))
         self._has_metadata = (folder / METADATA_FILE).is_file()
@@ -200,7 +201,7 @@ class IndexUpdater:
             if {name: done.get(name) for name in update} != update:
                 if len(self._gone | self._removed) == self._passages + len(self._added):
                     raise UserError(f"every passage of {places.target} would be removed; delete the folder instead")
-                if _state(places.target) != self._base:
+                if index_state(places.target) != self._base:
                     raise UserError(f"{places.target} changed since it was opened for updating; open it again")
                 self._build_and_swap(update)
         self._open()
@@ -347,11 +348,6 @@ def _lines(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8", newline="\n") as file:
         for line in file:
             yield line.removesuffix("\n")
-
-
-def _state(folder: Path) -> str:
-    """Changes with every build and update: the manifest holds the hash of each file."""
-    return fingerprint.of_files(path for name in (MANIFEST_FILE, "metadata.json") if (path := folder / name).is_file())
 
 
 def _joined(one: Any, two: Any) -> Any:

@@ -54,9 +54,9 @@ def install() -> None:
             )
         originals[module_name, name] = original
     from .launching import Launcher, Multiprocessing
-    from .scorer import CheckedScorer
+    from .scorer import open_scorer
 
-    ours: dict[str, Any] = {"encode": encode, "Launcher": Launcher, "mp": Multiprocessing(), "IndexScorer": CheckedScorer}
+    ours: dict[str, Any] = {"encode": encode, "Launcher": Launcher, "mp": Multiprocessing(), "IndexScorer": open_scorer}
     for (module_name, name), original in originals.items():
         bound = ours.get(name)
         if bound is None:

@@ -4,7 +4,9 @@ Each file is checked before anything is allocated or computed by it. One pass ov
 2 ms at 10,000 passages of 10 vectors, .2 s at 8.8 million of 16.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,22 @@ class CheckedScorer(IndexScorer):  # type: ignore[misc]  # colbert has no types
 
     codec: Any
     metadata: dict[str, Any]
+
+    @property
+    def passages(self) -> int:
+        return len(self.doclens)
+
+    @property
+    def vectors(self) -> int:
+        return int(self.doclens.sum())
+
+    @property
+    def partitions(self) -> int:
+        return len(self.codec.centroids)
+
+    def rank(self, config: Any, q: torch.Tensor, filter_fn: Any = None, pids: Any = None) -> Any:
+        """ColBERT's, which fails on no candidates at all unless a filter has seen them (index_storage.py:100)."""
+        return super().rank(config, q, filter_fn=filter_fn or _all, pids=pids)
 
     def _load_codec(self) -> None:
         super()._load_codec()
@@ -55,7 +73,7 @@ class CheckedScorer(IndexScorer):  # type: ignore[misc]  # colbert has no types
         doclens, vectors = self.doclens, self.num_embeddings
         if not len(doclens) or doclens.is_floating_point() or int(doclens.min()) < 0 or int(doclens.sum()) != vectors:
             yield f"the lengths of its {len(doclens)} passages do not add up to {vectors} vectors"
-        pids = self.ivf.tensor
+        pids = torch.empty(0) if self.ivf is None else self.ivf.tensor
         if len(pids) and not 0 <= int(pids.min()) <= int(pids.max()) < len(doclens):
             yield f"the inverted list names passages beyond 0..{len(doclens) - 1}"
 
@@ -72,6 +90,30 @@ class CheckedScorer(IndexScorer):  # type: ignore[misc]  # colbert has no types
     def _refuse(self, faults: Iterator[str]) -> None:
         for fault in faults:
             raise UserError(f"{self.index_path} is damaged ({fault}); restore the files or rebuild the index")
+
+
+def _all(candidates: torch.Tensor) -> torch.Tensor:
+    return candidates
+
+
+Scorers = Callable[[Path], Any]  # an index's folder -> what its searcher calls `ranker`
+_elsewhere: ContextVar[Scorers | None] = ContextVar("_elsewhere", default=None)
+
+
+@contextmanager
+def scoring_by(scorers: Scorers) -> Iterator[None]:
+    """A searcher that is opened meanwhile loads no vectors: it asks what this gives."""
+    token = _elsewhere.set(scorers)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
+
+def open_scorer(index_path: str, use_gpu: bool = True, load_index_with_mmap: bool = False) -> Any:
+    """In place of ColBERT's class in its searcher (searcher.py:50)."""
+    scorers = _elsewhere.get()
+    return CheckedScorer(index_path, use_gpu, load_index_with_mmap) if scorers is None else scorers(Path(index_path))
 
 
 def _list_faults(pids: torch.Tensor, lengths: torch.Tensor, partitions: int) -> Iterator[str]:

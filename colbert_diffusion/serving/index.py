@@ -1,7 +1,7 @@
 """One opened index: encoding, searching, passages, and why a passage was found. Blocking; knows neither names nor loops."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -17,6 +17,7 @@ from ..encoding.lexical import words as words_of
 from ..index.by_path import open_index
 from ..index.dense import Observe
 from ..index.lexical import BM25_SOURCE, LexicalIndex
+from ..index.parts import Parts
 from ..index.searching import Asked, as_user_errors
 from ..seam.adapter import Models, VectorCheckpoint, sharing
 
@@ -93,7 +94,7 @@ class OpenedIndex:
 
     Args:
         models: checkpoints that are open already; one of them is used where it is the index's own, another is added.
-        checkpoint, collection: where the index's are now; None: where they were.
+        checkpoint, collection, parts: as `Service`.
         observe: is told the seconds of each stage: encode (of a batch), lexical, candidates and score (of a query).
 
     Raises:
@@ -108,11 +109,12 @@ class OpenedIndex:
         *,
         checkpoint: str | None = None,
         collection: Path | None = None,
+        parts: Callable[[Path], Parts] | None = None,
     ) -> None:
         self.path = path.absolute()
         with sharing(models), as_user_errors(path):
             # Hashing costs about as much as loading; a wrong byte would be a wrong answer long after the start.
-            self._searcher = open_index(self.path, checkpoint=checkpoint, collection=collection, verify=True)
+            self._searcher = open_index(self.path, checkpoint=checkpoint, collection=collection, verify=True, parts=parts)
             if isinstance(self._searcher.checkpoint, VectorCheckpoint):
                 self._searcher.checkpoint.model  # noqa: B018 - loaded now, not at the first query
         self._removed = self._searcher.removed
@@ -268,7 +270,7 @@ class OpenedIndex:
         config, lexical = self._searcher.config, self._searcher.lexical
         return {
             "passages": self.passages - len(self._removed),
-            "vectors": int(self._searcher.ranker.doclens.sum()),
+            "vectors": self._searcher.ranker.vectors,
             "dim": int(config.dim),
             "nbits": int(config.nbits),
             "lexical": None if lexical is None else lexical.source,

@@ -4,9 +4,11 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import MissingPackageError, UserError
 from ..common.progress import note
+from ..index.parts import Parts
 
 try:
     import uvicorn
@@ -40,8 +42,9 @@ def open_app(
     checkpoint: str | None = None,
     collection: Path | None = None,
     hosts: Sequence[str] = (),
+    parts: Callable[[Path], Parts] | None = None,
 ) -> FastAPI:
-    """Open every index and make the application; arguments as `colbert-diffusion serve`.
+    """Open every index and make the application; arguments as `colbert-diffusion serve`, `parts` as `Service`.
 
     Raises:
         UserError: an index cannot be opened, or an option makes no sense.
@@ -52,7 +55,8 @@ def open_app(
         raise UserError(f"--checkpoint and --collection belong to one index, there are {len(indexes)}; serve them one by one")
     token = None if token_file is None else _read_token(token_file)
     metrics = Metrics()
-    service = Service(indexes, Limits(max_k=max_k), cache, metrics, checkpoint=checkpoint, collection=collection)
+    moved: dict[str, Any] = {"checkpoint": checkpoint, "collection": collection, "parts": parts}
+    service = Service(indexes, Limits(max_k=max_k), cache, metrics, **moved)
     return create_app(service, metrics, token=token, cors=cors, allow_reload=allow_reload, hosts=_known_as(hosts, token))
 
 

@@ -10,7 +10,7 @@ import hashlib
 import math
 from array import array
 from collections import OrderedDict
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ import torch
 
 from ..common.errors import UserError
 from ..config import Side
+from ..index.parts import Parts
 from ..index.searching import Asked
 from ..seam.adapter import Models
 from .batching import Background, Batcher
@@ -85,6 +86,7 @@ class Service:
         paths: index folders; their names are the indexes' names.
         cache: answers kept, 0 for none.
         checkpoint, collection: where an index's are now; None: where they were.
+        parts: an index's folder -> where its vectors are; None: in this process.
 
     Raises:
         UserError: an index cannot be opened, or two have one name.
@@ -99,11 +101,12 @@ class Service:
         *,
         checkpoint: str | None = None,
         collection: Path | None = None,
+        parts: Callable[[Path], Parts] | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.pending = self.tokens = 0
         self._observer = observer or Unobserved()
-        self._moved: dict[str, Any] = {"checkpoint": checkpoint, "collection": collection}
+        self._moved: dict[str, Any] = {"checkpoint": checkpoint, "collection": collection, "parts": parts}
         self._generation = 0
         self._reloading = asyncio.Lock()
         self._models: Models = WeakValueDictionary()  # indexes of one checkpoint share it, a reloaded one too
