@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +25,11 @@ Texts = Annotated[Path, typer.Argument(help="A .tsv (pid, text), a .jsonl, or a 
 Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint folder or hub id; without it the small default checkpoint.")]
 Moved = Annotated[str | None, typer.Option("--checkpoint", help="Where the index's checkpoint is now, if it moved.")]
 MovedTexts = Annotated[Path | None, typer.Option("--collection", help="Where the index's texts are now, if they moved.")]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray", help="Work on a Ray cluster: local, auto (the one that runs here) or HOST:PORT.")
+]
+RayCpus = Annotated[int, typer.Option(help="CPUs, and threads, of a worker.")]
+RayGpus = Annotated[float, typer.Option(help="GPUs of a worker.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -47,6 +52,15 @@ def parse_fusion(text: str) -> Any:
     except ValueError as error:
         raise UserError(f"--fusion {text!r:.40}: expected a rule and a weight, for example scaled=0.2") from error
     return Fusion(rule, **given)  # type: ignore[arg-type]
+
+
+def ray_cluster(address: str | None, cpus: int, gpus: float) -> AbstractContextManager[Any]:
+    """What --ray, --ray-cpus and --ray-gpus ask for; without an address None."""
+    if address is None:
+        return nullcontext()
+    from ..distributed import RayCluster
+
+    return RayCluster(address, cpus=cpus, gpus=gpus)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..common.errors import UserError
-from .app import Checkpoint, Json, Moved, MovedTexts, app, parse_fusion, quiet
+from .app import Checkpoint, Json, Moved, MovedTexts, RayAddress, RayCpus, RayGpus, app, parse_fusion, quiet, ray_cluster
 
 if TYPE_CHECKING:
     from ..evaluation import Benchmark
@@ -35,6 +35,9 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Which judgements; default: test, else dev.small, else dev.")] = None,
     nbits: Annotated[int | None, typer.Option(help="Bits per dimension of an index that is built.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for runs, measures.json and the index.")] = None,
+    ray: RayAddress = None,
+    ray_cpus: RayCpus = 1,
+    ray_gpus: RayGpus = 0,
     as_json: Json = False,
 ) -> None:
     """Measure on benchmarks: nDCG, recall, ..., and each system's difference to the first, with its 95 % interval."""
@@ -56,8 +59,8 @@ def evaluate(
         if benchmark.name in seen:
             raise UserError(f"two collections are named {benchmark.name}; evaluate them one by one, each with its own --out")
         seen.add(benchmark.name)
-        with quiet(ctx):
-            report, about = measure_systems(benchmark, systems, folder)
+        with quiet(ctx), ray_cluster(ray, ray_cpus, ray_gpus) as cluster:
+            report, about = measure_systems(benchmark, systems, folder, cluster)
         if as_json:
             comparisons = [asdict(comparison) for comparison in report.comparisons]
             print(json.dumps({**about, "means": report.means, "comparisons": comparisons}, ensure_ascii=False))

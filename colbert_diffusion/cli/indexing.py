@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,21 +10,21 @@ from typing import Annotated, Any
 import typer
 
 from ..common.errors import UserError
-from .app import Checkpoint, Json, Moved, MovedTexts, Texts, app, parse_fusion, quiet, report
-
-RayAddress = Annotated[
-    str | None, typer.Option("--ray", help="Work on a Ray cluster: local, auto (the one that runs here) or HOST:PORT.")
-]
-RayCpus = Annotated[int, typer.Option(help="CPUs, and threads, of a worker.")]
-RayGpus = Annotated[float, typer.Option(help="GPUs of a worker.")]
-
-
-def _cluster(address: str | None, cpus: int, gpus: float) -> AbstractContextManager[Any]:
-    if address is None:
-        return nullcontext()
-    from ..distributed import RayCluster
-
-    return RayCluster(address, cpus=cpus, gpus=gpus)
+from .app import (
+    Checkpoint,
+    Json,
+    Moved,
+    MovedTexts,
+    RayAddress,
+    RayCpus,
+    RayGpus,
+    Texts,
+    app,
+    parse_fusion,
+    quiet,
+    ray_cluster,
+    report,
+)
 
 
 @app.command()
@@ -52,7 +51,7 @@ def encode(
     started = time.monotonic()
     identity = identify(checkpoint or default_checkpoint())
     load = partial(DiffusionCheckpoint, identity.path)
-    with _cluster(ray, ray_cpus, ray_gpus) as cluster:
+    with ray_cluster(ray, ray_cpus, ray_gpus) as cluster:
         encode_to(out, identity, load, passages, lexical=lexical, cluster=cluster, show_progress_bar=True)
     report(as_json, {"vectors": str(out), "passages": len(passages), "seconds": round(time.monotonic() - started, 1)})
 
@@ -82,7 +81,7 @@ def index(
     words = _lexical(lexical, k1, b)
     started = time.monotonic()
     collection = _read_skipping(texts) if skip_bad else str(texts)
-    with quiet(ctx), _cluster(ray, ray_cpus, ray_gpus) as cluster:
+    with quiet(ctx), ray_cluster(ray, ray_cpus, ray_gpus) as cluster:
         from ..index.by_path import build_index
 
         made_by = vectors or checkpoint
@@ -144,24 +143,32 @@ def search(
     checkpoint: Moved = None,
     collection: MovedTexts = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file of the index first.")] = False,
+    ray: RayAddress = None,
+    ray_cpus: RayCpus = 1,
+    ray_gpus: RayGpus = 0,
     as_json: Json = False,
 ) -> None:
-    """Search an index with ColBERT's own searcher."""
+    """Search an index with ColBERT's own searcher; many queries by its replicas on the machines of a cluster."""
     from ..texts.collection import read_queries
 
     asked = dict(enumerate(queries)) if queries else (read_queries(queries_file) if queries_file else {})
     if not asked:
         raise UserError('nothing to search for: colbert-diffusion search INDEX "a question", or --queries FILE')
-    with quiet(ctx):
+    with quiet(ctx), ray_cluster(ray, ray_cpus, ray_gpus) as cluster:
         from ..index.by_path import open_index
 
         rule = None if fusion is None else parse_fusion(fusion)
         searcher = open_index(index, checkpoint=checkpoint, collection=collection, verify=verify, verbose=1)
-        found = [(query, *searcher.search(query, k=k, mode=mode, fusion=rule)) for query in asked.values()]
-    for query, pids, ranks, scores in found:
+        if cluster is None:
+            search_one = partial(searcher.search, k=k, mode=mode, fusion=rule)
+            found = {qid: list(zip(*search_one(query), strict=True)) for qid, query in asked.items()}
+        else:
+            found = searcher.search_all(asked, k, mode=mode, fusion=rule, cluster=cluster).todict()
+    for qid, query in asked.items():
+        identifiers = searcher.ids([pid for pid, _, _ in found[qid]])
         topk = [
             {"rank": rank, "score": score, "pid": pid, "id": identifier, "text": searcher.collection[pid]}
-            for pid, identifier, rank, score in zip(pids, searcher.ids(pids), ranks, scores, strict=True)
+            for (pid, rank, score), identifier in zip(found[qid], identifiers, strict=True)
         ]
         if as_json:
             print(json.dumps({"query": query, "topk": topk}, ensure_ascii=False))
@@ -221,7 +228,6 @@ def serve(
 
 def _serve_on(address: str, indexes: list[Path], how: dict[str, Any], size: tuple[Any, ...], host: str, port: int) -> None:
     from ..common.progress import note
-    from ..distributed import RayCluster
     from ..distributed.deploying import Size, deploy, stay
     from ..distributed.replicas import Served
     from ..index.opening import index_metadata, index_state
@@ -230,7 +236,7 @@ def _serve_on(address: str, indexes: list[Path], how: dict[str, Any], size: tupl
     for folder in folders:
         index_metadata(folder)  # says when there is no index
     served = Served(folders, tuple(map(index_state, folders)), how, threads=size[1])
-    with RayCluster(address, cpus=size[1], gpus=size[2]):
+    with ray_cluster(address, size[1], size[2]):
         note(f"serving on {deploy(served, Size(*size), host, port)}")
         if address == "local":
             stay()

@@ -7,7 +7,7 @@ driver, by a rename when it is whole. A driver that died goes on with what is mi
 import math
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple, Self
 
@@ -17,6 +17,7 @@ from ..common.errors import UserError
 from ..common.optional import extra, need
 from ..encoding.identity import CheckpointIdentity
 from ..encoding.shards import Shard
+from ..index.rows import Found, Replica, Row
 from ..seam.compressing import Codec
 from . import tasks
 
@@ -94,6 +95,17 @@ class RayCluster:
         """(number, vectors) of chunks -> (number, (codes, residuals)) as they are done."""
         shared = self._ray.put(codec)  # once for each node
         return self._run(tasks.compress, "chunk", ((number, (shared, own, self.cpus)) for number, own in vectors))
+
+    def search(
+        self, replica: Replica, queries: Iterable[tuple[int, Sequence[str]]], rows: Mapping[str, Row], k: int
+    ) -> Iterator[tuple[int, list[dict[str, Found]]]]:
+        """(number, texts) of batches -> (number, the answers of each query) as they are done.
+
+        Raises:
+            UserError: a worker does not have the index, or another build of it.
+        """
+        shared = dict(rows), k, self.cpus
+        return self._run(tasks.search, "batch", ((number, (replica, list(own), *shared)) for number, own in queries))
 
     def _slots(self) -> int:
         """Tasks that can run at a time, now: nodes come and go."""

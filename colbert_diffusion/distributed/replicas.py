@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import UserError
-from ..index.opening import index_state
+from ..index.opening import check_build, index_state
 from ..index.parts import divide
 from ..index.places import snapshot
 from ..seam.parts import Candidates, ChunkScorer, Floats
@@ -48,15 +48,6 @@ class Served:
     options: dict[str, Any]
     threads: int = 1
 
-    def check(self, index: Path, there: str) -> None:
-        """Raises UserError where another build is on this machine."""
-        wanted = self.states[self.indexes.index(index)]
-        if there != wanted:
-            raise UserError(
-                f"{socket.gethostname()} has another build of {index} ({there:.8}, not {wanted:.8}): copy it there, or run the "
-                "serve command again where it was built anew"
-            )
-
 
 class Whole:
     """The application over whole indexes, or over the parts of one.
@@ -81,9 +72,16 @@ class Whole:
 
 def _opened(served: Served, parts: int) -> Any:
     torch.set_num_threads(served.threads)  # torch counts them for each thread that calls it
-    for index in served.indexes:
-        served.check(index, index_state(index))
+    for index, state in zip(served.indexes, served.states, strict=True):
+        _check_build(index, state)
     return open_app(served.indexes, parts=partial(RemoteParts, parts=parts) if parts else None, **served.options)
+
+
+def _check_build(folder: Path, state: str) -> None:
+    try:
+        check_build(folder, state)
+    except UserError as error:
+        raise UserError(f"{socket.gethostname()}: {error}") from error
 
 
 class Part:
@@ -94,10 +92,10 @@ class Part:
     """
 
     def __init__(self, served: Served, number: int, parts: int) -> None:
-        [index] = served.indexes
+        [index], [state] = served.indexes, served.states
 
         def read(folder: Path) -> ChunkScorer:
-            served.check(index, index_state(folder))
+            _check_build(folder, state)
             return ChunkScorer(str(folder), divide(folder, parts)[number])
 
         self._scorer, self._threads = snapshot(index, read), served.threads

@@ -1,7 +1,7 @@
-"""What a worker runs: one shard, one chunk. A worker process loads a model once and keeps it."""
+"""What a worker runs: one shard, one chunk, one batch of queries. Its process loads a model, or an index, once and keeps it."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -10,6 +10,10 @@ from torch import Tensor
 from ..common.errors import UserError
 from ..encoding.checkpoint import DiffusionCheckpoint
 from ..encoding.shards import Shard, make_shard
+from ..index.by_path import open_index
+from ..index.opening import check_build
+from ..index.rows import Found, Replica, Row, answers
+from ..index.searching import Searcher
 from ..seam.compressing import Codec
 
 
@@ -24,6 +28,21 @@ def compress(codec: Codec, vectors: Tensor, threads: int) -> tuple[Tensor, Tenso
     torch.set_num_threads(threads)
     with torch.inference_mode():
         return codec.compress(vectors)
+
+
+def search(replica: Replica, queries: Sequence[str], rows: Mapping[str, Row], k: int, threads: int) -> list[dict[str, Found]]:
+    """Each query's answers. Raises UserError where the index is not there, or another build of it."""
+    torch.set_num_threads(threads)
+    return list(answers(_searcher(replica), queries, rows, k))
+
+
+@lru_cache(maxsize=1)
+def _searcher(replica: Replica) -> Searcher:
+    try:
+        check_build(replica.path, replica.state)
+        return open_index(replica.path, checkpoint=replica.checkpoint, collection=replica.collection)
+    except UserError as error:
+        raise UserError(f"{socket.gethostname()}: {error}") from error
 
 
 @lru_cache(maxsize=1)

@@ -23,12 +23,13 @@ from ..encoding.checkpoint import DiffusionCheckpoint
 from ..encoding.identity import CheckpointIdentity, identify
 from ..encoding.scoring import maxsim
 from ..encoding.vectors import encode_to
+from ..index.rows import Row
 from ..texts.collection import collection_fingerprint
 from .benchmarks import Benchmark
 from .bm25 import bm25_run
 from .exact import EncodedPassages, exact_run
 from .measuring import Comparison, Report, evaluate
-from .plaid import Row, build_index, index_runs
+from .plaid import build_index, index_runs
 from .runs import Run, read_run, write_run
 
 BM25 = "BM25"

@@ -1,34 +1,30 @@
 """Systems that are an index: PLAID over its vectors, its words, or both, by ColBERT's Indexer and our Searcher."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..common.errors import UserError
 from ..common.files import read_json
 from ..common.progress import progress_bar
-from ..index.fusion import Both, Fusion
+from ..encoding.vectors import Cluster
 from ..index.manifest import read_manifest
+from ..index.rows import Found, Replica, Row, SearchCluster, answers, answers_elsewhere
 from ..texts.collection import collection_fingerprint
 from .benchmarks import Benchmark
 from .runs import Run
 
 if TYPE_CHECKING:
     from ..index.lexical import Lexical
-    from ..index.searching import Asked, Searcher
-
-ENCODED = 128  # queries per call of the encoder
-
-
-class Row(NamedTuple):
-    """How an index is searched: mode "dense", "lexical" or "hybrid"; how both become one, None: by the index's default."""
-
-    mode: str
-    fusion: Fusion | None = None
 
 
 def build_index(
-    checkpoint: str | None, benchmark: Benchmark, folder: Path, nbits: int | None = None, lexical: "Lexical" = None
+    checkpoint: str | None,
+    benchmark: Benchmark,
+    folder: Path,
+    nbits: int | None = None,
+    lexical: "Lexical" = None,
+    cluster: Cluster | None = None,
 ) -> Path:
     """Index the benchmark's documents into `folder`; an index of the same build that is there is used as it is.
 
@@ -37,7 +33,7 @@ def build_index(
     """
     from ..index.by_path import build_index as build
 
-    return build(folder, benchmark.texts, checkpoint, nbits=nbits, lexical=lexical, overwrite="resume")
+    return build(folder, benchmark.texts, checkpoint, nbits=nbits, lexical=lexical, overwrite="resume", cluster=cluster)
 
 
 def plaid_run(index: str | Path, benchmark: Benchmark, depth: int = 1000, checkpoint: str | None = None) -> Run:
@@ -53,9 +49,17 @@ def plaid_run(index: str | Path, benchmark: Benchmark, depth: int = 1000, checkp
 
 
 def index_runs(
-    index: str | Path, benchmark: Benchmark, rows: Mapping[str, Row], depth: int = 1000, checkpoint: str | None = None
+    index: str | Path,
+    benchmark: Benchmark,
+    rows: Mapping[str, Row],
+    depth: int = 1000,
+    checkpoint: str | None = None,
+    cluster: SearchCluster | None = None,
 ) -> dict[str, Run]:
     """As `plaid_run` for each of several rows, by name; every query is encoded once.
+
+    Args:
+        cluster: searches in place of this machine; the index is on each of its machines, at the same path.
 
     Raises:
         UserError: as `plaid_run`, or a row needs words and the index has none.
@@ -63,35 +67,20 @@ def index_runs(
     from ..index.by_path import open_index
 
     check_documents(Path(index), benchmark)
-    searcher = open_index(index, checkpoint=checkpoint, collection=benchmark.texts, verbose=1)
-    ids, queries = benchmark.document_ids, list(benchmark.queries.items())
-    modes = {row.mode for row in rows.values()}
-    mode = modes.pop() if len(modes) == 1 else "hybrid"
-    runs: dict[str, Run] = {name: {} for name in rows}
+    ids, qids, queries = benchmark.document_ids, list(benchmark.queries), list(benchmark.queries.values())
+    k = min(depth, len(ids))
+    if cluster is None:
+        searcher = open_index(index, checkpoint=checkpoint, collection=benchmark.texts, verbose=1)
+        found: Iterable[tuple[int, dict[str, Found]]] = enumerate(answers(searcher, queries, rows, k))
+    else:
+        found = answers_elsewhere(cluster, Replica.of(Path(index), checkpoint), queries, rows, k)
+    runs: dict[str, Run] = {name: {qid: [] for qid in qids} for name in rows}
     with progress_bar(len(queries), "search") as progress:
-        for start in range(0, len(queries), ENCODED):
-            part = queries[start : start + ENCODED]
-            for (qid, _), asked in zip(part, searcher.ask([text for _, text in part], mode=mode), strict=True):
-                for name, (pids, scores) in _answers(searcher, asked, rows, min(depth, len(ids))).items():
-                    runs[name][qid] = [(ids[pid], float(score)) for pid, score in zip(pids, scores, strict=True)]
-                progress.update(1)
+        for place, by_row in found:
+            for name, (pids, scores) in by_row.items():
+                runs[name][qids[place]] = [(ids[pid], float(score)) for pid, score in zip(pids, scores, strict=True)]
+            progress.update(1)
     return runs
-
-
-def _answers(searcher: "Searcher", asked: "Asked", rows: Mapping[str, Row], k: int) -> dict[str, tuple[list[int], list[float]]]:
-    """What `Searcher.answer` gives for each row; fusions of the same depth share their lists."""
-    found, shared = {}, dict[int, Both]()
-    for name, row in rows.items():
-        if row.mode == "hybrid":
-            fusion = row.fusion or searcher.default_fusion
-            depth = fusion.depth(k)
-            if depth not in shared:
-                shared[depth] = searcher.both(asked, k, depth)
-            found[name] = shared[depth].best(fusion, k)
-        else:
-            pids, _, scores = searcher.answer(asked, k, mode=row.mode)
-            found[name] = pids, scores
-    return found
 
 
 def check_words(index: Path, lexical: "Lexical") -> None:

@@ -12,11 +12,12 @@ from .. import __version__
 from ..common.errors import UserError
 from ..common.files import write_json
 from ..index.fusion import Fusion
+from ..index.rows import Row
 from .benchmarks import Benchmark
 from .bm25 import bm25_run
 from .exact import Cell, EncodedPassages, TextEncoder, cell_runs, check_cells
 from .measuring import DEFAULT_MEASURES, RESAMPLES, SEED, Report, evaluate, parse_measures
-from .plaid import Row, build_index, check_documents, check_words, index_runs
+from .plaid import build_index, check_documents, check_words, index_runs
 from .runs import Run, read_run, without_own, write_run
 
 if TYPE_CHECKING:
@@ -99,10 +100,13 @@ class Systems:
         )
 
 
-def measure_systems(benchmark: Benchmark, systems: Systems, out: Path | None = None) -> tuple[Report, dict[str, Any]]:
+def measure_systems(
+    benchmark: Benchmark, systems: Systems, out: Path | None = None, cluster: Any = None
+) -> tuple[Report, dict[str, Any]]:
     """Run the systems on a benchmark.
 
     Args:
+        cluster: encodes passages, compresses and searches in place of this machine (`distributed.RayCluster`).
         out: folder for the run files SYSTEM.trec, measures.json, and the index where one is built.
 
     Returns:
@@ -148,7 +152,7 @@ def measure_systems(benchmark: Benchmark, systems: Systems, out: Path | None = N
     if systems.bm25:
         keep("bm25", bm25_run(benchmark, systems.depth))
     if systems.rows or systems.exact or systems.has_cells:
-        about["checkpoint"] = _run_checkpoint(benchmark, systems, out, keep)
+        about["checkpoint"] = _run_checkpoint(benchmark, systems, out, keep, cluster)
     report = evaluate(benchmark, made | given, systems.measures)
     if out is not None:
         write_json(out / REPORT_FILE, about | asdict(report))
@@ -156,7 +160,7 @@ def measure_systems(benchmark: Benchmark, systems: Systems, out: Path | None = N
 
 
 def _run_checkpoint(
-    benchmark: Benchmark, systems: Systems, out: Path | None, keep: Callable[[str, Run], None]
+    benchmark: Benchmark, systems: Systems, out: Path | None, keep: Callable[[str, Run], None], cluster: Any
 ) -> dict[str, Any]:
     """Run the systems that need a model; which model it was."""
     from ..encoding.checkpoint import DiffusionCheckpoint, default_checkpoint
@@ -187,26 +191,33 @@ def _run_checkpoint(
             encoder: TextEncoder = model
             if systems.index is None and systems.rows:  # passages are encoded once, for both
                 source = str(vectors)
-                encoder = _encoded(model, identity, benchmark, vectors, predicted=words == "predicted")
+                encoder = _encoded(model, identity, benchmark, vectors, cluster, predicted=words == "predicted")
             runs = cell_runs(encoder, benchmark, list(dict.fromkeys(names.values())), systems.depth)
             keep_all({name: runs[cell] for name, cell in names.items()})
             del model, encoder  # the searcher loads its own
         if systems.index is not None:
-            keep_all(index_runs(systems.index, benchmark, systems.rows, systems.depth, systems.checkpoint))
+            keep_all(index_runs(systems.index, benchmark, systems.rows, systems.depth, systems.checkpoint, cluster))
         elif systems.rows:
-            index = build_index(source, benchmark, work / "index", systems.nbits, words)
+            index = build_index(source, benchmark, work / "index", systems.nbits, words, cluster)
             shutil.rmtree(vectors, ignore_errors=True)
-            keep_all(index_runs(index, benchmark, systems.rows, systems.depth))
+            keep_all(index_runs(index, benchmark, systems.rows, systems.depth, cluster=cluster))
     return {"path": str(identity.path), "fingerprint": identity.fingerprint, "dtype": identity.dtype}
 
 
 def _encoded(
-    model: "DiffusionCheckpoint", identity: "CheckpointIdentity", benchmark: Benchmark, folder: Path, *, predicted: bool
+    model: "DiffusionCheckpoint",
+    identity: "CheckpointIdentity",
+    benchmark: Benchmark,
+    folder: Path,
+    cluster: Any,
+    *,
+    predicted: bool,
 ) -> TextEncoder:
     """The model with the benchmark's passages, which are encoded into the folder for an index too; interrupted, it goes on."""
     from ..encoding.vectors import encode_to
 
-    files = encode_to(folder, identity, lambda: model, benchmark.texts, lexical=predicted, show_progress_bar=True)
+    how: dict[str, Any] = {"lexical": predicted, "cluster": cluster, "show_progress_bar": True}
+    files = encode_to(folder, identity, lambda: model, benchmark.texts, **how)
     return EncodedPassages(model, files.read(range(len(files))))
 
 

@@ -75,6 +75,16 @@ def index_state(folder: Path) -> str:
     return fingerprint.of_files(path for name in (MANIFEST_FILE, "metadata.json") if (path := folder / name).is_file())
 
 
+def check_build(folder: Path, state: str) -> None:
+    """Raises UserError where this machine has another build of an index than the one that another machine speaks of."""
+    index_metadata(folder)  # says when there is none
+    if (there := index_state(folder)) != state:
+        raise UserError(
+            f"{folder} is another build on this machine ({there:.8}, not {state:.8}); copy it here, or run the command again "
+            "where it was built anew"
+        )
+
+
 def _check_config(config: dict[str, Any], path: Path) -> None:
     """What ColBERT obeys of an index's config is in its range; nothing in it says what is loaded how."""
     if config.get("load_index_with_mmap"):

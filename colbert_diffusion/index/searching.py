@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import colbert
 import numpy as np
 import torch
-from colbert.data import Queries
 from colbert.infra.config import ColBERTConfig
 from colbert.infra.provenance import Provenance
 from colbert.infra.run import Run
@@ -23,7 +22,6 @@ from ..seam.binding import install
 from ..seam.extensions import find_ninja
 from ..seam.settings import NAMES, explicit_settings
 from ..seam.worker import refuse_unsafe_loading
-from ..texts.collection import as_texts, read_queries
 from ..texts.ids import Ids
 from ..texts.lines import LineFile
 from .dense import DenseSearcher, Ranking, Where, ranking
@@ -34,6 +32,8 @@ from .manifest import FUSION, check_sizes, read_manifest
 from .opening import checkpoint_of, differences, index_config, index_folder, open_collection, removed_pids
 from .places import snapshot
 from .postings import Floats, Ints, largest
+from .queries import as_queries
+from .rows import Replica, Row, SearchCluster, ranked_elsewhere
 
 MODES = ("dense", "lexical", "hybrid")
 ASKED = 256  # queries encoded together by `search_all`
@@ -159,6 +159,7 @@ class Searcher(DenseSearcher):
         qid_to_pids: Mapping[Any, Any] | None = None,
         mode: str | None = None,
         fusion: Fusion | None = None,
+        cluster: SearchCluster | None = None,
     ) -> Any:
         """ColBERT's `Ranking` of the k best passages for each query; other arguments as `search`.
 
@@ -166,29 +167,33 @@ class Searcher(DenseSearcher):
             queries: a dict of texts by id, a file (`collection.read_queries`), ColBERT's `Queries`, or texts in an order, whose
                 ids are then 0, 1, 2, ...
             qid_to_pids: for each query's id the pids to score, or None.
+            cluster: searches in place of this machine (`distributed.RayCluster`); the index is on each of its machines, at the
+                same path. Filters and `qid_to_pids` are not asked of it.
 
         Raises:
             UserError: as `dense_search`, no queries, or a query without its entry in `qid_to_pids`.
         """
-        queries = _as_queries(queries)
+        queries = as_queries(queries)
         if not len(queries):
             raise UserError("there are no queries")
         if qid_to_pids is not None and (absent := [qid for qid in queries.keys() if qid not in qid_to_pids]):  # noqa: SIM118
             raise UserError(f"qid_to_pids has no entry for {len(absent)} of {len(queries)} queries (first: {absent[0]!r:.60})")
-        if self.mode_of(mode) == "dense":
+        how = self.mode_of(mode)
+        if cluster is not None:
+            if filter_fn is not None or qid_to_pids is not None:
+                raise UserError("filter_fn and qid_to_pids are not asked of a cluster: leave them out, or search here")
+            replica = Replica.of(Path(self.index), str(self._model().path))
+            return _ranking_of(ranked_elsewhere(cluster, replica, queries, Row(how, fusion), k), queries, k, self.config)
+        if how == "dense":
             return super().search_all(queries, k, filter_fn, full_length_search, qid_to_pids)
-        qids, texts = list(queries.keys()), list(queries.values())
-        data = {}
+        qids, texts, data = list(queries.keys()), list(queries.values()), {}
         for start in range(0, len(qids), ASKED):
             part = slice(start, start + ASKED)
             for qid, asked in zip(qids[part], self.ask(texts[part], mode=mode), strict=True):
                 own = None if qid_to_pids is None else qid_to_pids[qid]
                 found = self.answer(asked, k, filter_fn=filter_fn, pids=own, mode=mode, fusion=fusion)
                 data[qid] = list(zip(*found, strict=True))
-        provenance = Provenance()
-        provenance.source, provenance.queries, provenance.k = "Searcher::search_all", queries.provenance(), k
-        provenance.config = self.config.export()
-        return colbert.data.Ranking(data=data, provenance=provenance)
+        return _ranking_of(data, queries, k, self.config)
 
     # Words ----------------------------------------------------------------------------------------------------------
 
@@ -362,21 +367,12 @@ class Searcher(DenseSearcher):
         return self._removed
 
 
-def _as_queries(queries: Any) -> Any:
-    """ColBERT's Queries, by its own reader where that reads them: ids are numbers then (evaluation/loaders.py:22)."""
-    if isinstance(queries, Queries):
-        return queries
-    if isinstance(queries, str | Path):
-        path = str(queries)
-        try:
-            return Queries(path=path)
-        except (ValueError, AssertionError, OSError):
-            read = Queries(data=read_queries(path))
-        read.path = path
-        return read
-    if isinstance(queries, Mapping):
-        return Queries(data=dict(queries))
-    return Queries(data=dict(enumerate(as_texts(queries, "queries"))))
+def _ranking_of(data: dict[Any, Any], queries: Any, k: int, config: Any) -> Any:
+    """ColBERT's `Ranking`, as its own search_all makes it (searcher.py:89)."""
+    provenance = Provenance()
+    provenance.source, provenance.queries, provenance.k = "Searcher::search_all", queries.provenance(), k
+    provenance.config = config.export()
+    return colbert.data.Ranking(data=data, provenance=provenance)
 
 
 def _own(q: Tensor) -> int:

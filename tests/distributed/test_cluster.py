@@ -1,5 +1,6 @@
 """On a real Ray cluster of this machine: what its workers make is, byte for byte, what one process makes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,13 +16,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from colbert_diffusion import DiffusionCheckpoint
+from colbert_diffusion import DiffusionCheckpoint, open_index
 from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.distributed import RayCluster
 from colbert_diffusion.encoding import vectors as vector_files
 from colbert_diffusion.encoding.identity import identify
 from colbert_diffusion.encoding.vectors import encode_to
 from colbert_diffusion.index.by_path import build_index
+from colbert_diffusion.index.rows import Replica, Row
 from colbert_diffusion.seam import building
 
 from ..cli.test_cli import run
@@ -219,3 +221,50 @@ def test_a_cluster_without_room_or_without_an_answer_is_one_line(
     assert done.returncode == 2
     assert said in done.stderr.splitlines()[-1]
     assert not (tmp_path / "v").exists()
+
+
+@pytest.fixture(scope="module")
+def searched(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_index(tmp_path_factory.mktemp("searched") / "i", TEXTS, tiny_checkpoint, lexical="bm25", verbose=0)
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_replicas_find_what_one_searcher_finds(cluster: RayCluster, searched: Path, mode: str) -> None:
+    searcher = open_index(searched)
+    queries = {f"q{i}": text for i, text in enumerate(make_texts(300, seed=4))}  # three batches
+    one = searcher.search_all(queries, k=7, mode=mode).todict()
+    many = searcher.search_all(queries, k=7, mode=mode, cluster=cluster).todict()
+    assert list(many) == list(one)
+    for qid, found in one.items():
+        assert [(pid, rank) for pid, rank, _ in many[qid]] == [(pid, rank) for pid, rank, _ in found]
+        assert [score for *_, score in many[qid]] == pytest.approx([score for *_, score in found], abs=1e-4)
+    with pytest.raises(UserError, match="are not asked of a cluster"):
+        searcher.search_all(queries, k=7, mode=mode, cluster=cluster, filter_fn=lambda pids: pids)
+
+
+def test_another_build_on_a_worker_is_not_searched(cluster: RayCluster, searched: Path) -> None:
+    replica = Replica.of(searched)._replace(state="0" * 32)
+    with pytest.raises(UserError, match=r"is another build on this machine \(.*, not 00000000\)"):
+        list(cluster.search(replica, [(0, ["the cat"])], {"": Row("dense")}, 3))
+
+
+def test_the_commands_measure_and_search_on_a_cluster(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    for name in ("corpus", "queries"):
+        lines = [json.dumps({"_id": f"{name[0]}{i}", "text": text}) for i, text in enumerate(TEXTS[:60])]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    judged = [f"q{i}\tc{i}\t1\n" for i in range(60)]
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(judged))
+    options = ["--checkpoint", tiny_checkpoint, "--plaid", "--exact", "--depth", 20, "--measures", "nDCG@10", "--json"]
+    means = []
+    for name, ray in (("one", []), ("many", ["--ray", "local"])):
+        done = run("evaluate", tmp_path, *options, "--out", tmp_path / name, *ray)
+        assert done.returncode == 0, done.stderr
+        means.append(json.loads(done.stdout)["means"])
+    assert means[0] == means[1]
+    assert means[0]["plaid"]["nDCG@10"] > 0.5  # each query is a passage, cut short
+    index = tmp_path / "many" / "index"
+    done = run("search", index, "--queries", tmp_path / "queries.jsonl", "-k", 3, "--ray", "local", "--json")
+    found = [json.loads(line)["topk"] for line in done.stdout.splitlines()]
+    assert len(found) == 60
+    assert [hit["rank"] for hit in found[0]] == [1, 2, 3]

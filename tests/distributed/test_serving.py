@@ -194,7 +194,9 @@ def test_another_build_on_a_machine_is_refused_and_the_old_replicas_serve_on(
 
     index = build_index(tmp_path / "i", make_texts(300, seed=5), tiny_checkpoint, verbose=0)
     wrong = Served((index,), ("0" * 32,), {})
-    with pytest.raises(UserError, match=r"could not start: .* has another build of .* \(.*, not 00000000\): copy it there"):
+    with pytest.raises(
+        UserError, match=r"could not start: .*: .* is another build on this machine \(.*, not 00000000\); copy it"
+    ):
         deploy(wrong, Size(), "127.0.0.1", port)
     assert APPLICATION in serve.status().applications
 

@@ -12,11 +12,12 @@ from colbert_diffusion import IndexUpdater, build_index, open_index
 from colbert_diffusion.common import locking
 from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.evaluation import evaluate, read_benchmark
-from colbert_diffusion.evaluation.plaid import Row, index_runs
+from colbert_diffusion.evaluation.plaid import index_runs
 from colbert_diffusion.evaluation.tuning import BEYOND, GRID, Tuned, tune_fusion
 from colbert_diffusion.index.fusion import Fusion
 from colbert_diffusion.index.manifest import read_manifest
 from colbert_diffusion.index.opening import verify
+from colbert_diffusion.index.rows import Row
 from colbert_diffusion.index.tuned import keep_fusion
 
 from ..cli.test_cli import run

@@ -9,9 +9,10 @@ import pytest
 from colbert_diffusion import open_index
 from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.evaluation import Benchmark, build_index, read_benchmark, read_run
-from colbert_diffusion.evaluation.plaid import Row, index_runs
+from colbert_diffusion.evaluation.plaid import index_runs
 from colbert_diffusion.evaluation.systems import Systems, measure_systems
 from colbert_diffusion.index.fusion import Fusion
+from colbert_diffusion.index.rows import Row
 
 from ..cli.test_cli import run
 from .conftest import write_beir
