@@ -4,6 +4,7 @@ Where nothing changed, nothing is done. Else new replicas start beside the old o
 parts of an index are applications of their own, named by its build: those of both are there until the last is answered.
 """
 
+import logging
 import signal
 import threading
 import time
@@ -47,7 +48,9 @@ def deploy(served: Served, size: Size, host: str, port: int) -> str:
     """
     serve = need("ray.serve", "replicas", extra("ray"))
     _check(served, size)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+    _check_address(host, port)
     there = serve.status().applications
     parts = {part_name(served.states[0], number): number for number in range(size.parts)}
     fresh = {name: number for name, number in parts.items() if name not in there}
@@ -76,6 +79,16 @@ def _check(served: Served, size: Size) -> None:
         raise UserError(f"parts are those of one index, there are {len(served.indexes)}; serve them one by one")
     if size.parts:
         divide(served.indexes[0], size.parts)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises UserError where Ray Serve runs already and listens elsewhere: it keeps its address without a word."""
+    options = need("ray.serve.context", "replicas", extra("ray"))._get_global_client().http_config  # Ray publishes it nowhere
+    if (options.host, options.port) != (host, port):
+        raise UserError(
+            f"Ray Serve runs on this cluster and listens on {options.host}, port {options.port}; take those (--host, --port), or "
+            "end it with `serve shutdown`"
+        )
 
 
 def _free(size: Size, replicas: int) -> tuple[bool, str]:

@@ -217,6 +217,12 @@ def test_what_cannot_run_is_refused_at_once(size: Size, said: str, port: int, ti
         deploy(served(index), size, "127.0.0.1", port)
 
 
+def test_an_address_that_ray_serve_would_ignore_is_refused(port: int, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    index = build_index(tmp_path / "i", make_texts(300, seed=6), tiny_checkpoint, verbose=0)
+    with pytest.raises(UserError, match=f"listens on 127.0.0.1, port {port}; take those"):
+        deploy(served(index), Size(), "127.0.0.1", port + 1)
+
+
 def test_parts_are_those_of_one_index(port: int) -> None:
     several: Any = (Path("a"), Path("b"))
     with pytest.raises(UserError, match="parts are those of one index, there are 2"):
