@@ -86,7 +86,7 @@ def _check_address(host: str, port: int) -> None:
     options = need("ray.serve.context", "replicas", extra("ray"))._get_global_client().http_config  # Ray publishes it nowhere
     if (options.host, options.port) != (host, port):
         raise UserError(
-            f"Ray Serve runs on this cluster and listens on {options.host}, port {options.port}; take those (--host, --port), or "
+            f"Ray Serve runs on this cluster and listens on {options.host}, port {options.port}; take those, or "
             "end it with `serve shutdown`"
         )
 

@@ -16,12 +16,15 @@ from colbert.indexing.codecs.residual import ResidualCodec
 from colbert.infra.config import ColBERTConfig
 from colbert.search.strided_tensor import StridedTensor
 from torch import Tensor
+from torch.nn.functional import pad
 
+from ..common.errors import UserError
 from ..common.files import parse_json, read_json
 from .extensions import load_scorer
-from .scorer import CheckedScorer
+from .scorer import CheckedScorer, list_faults
 from .settings import SearchSettings
 
+CENTROIDS = 4096  # whose lists are read at a time
 NOTHING = -9999.0  # what C++ has for a query vector that no centroid is left for (filter_pids.cpp:30)
 
 Ints = npt.NDArray[np.int64]
@@ -85,13 +88,22 @@ class ChunkScorer(CheckedScorer):
         return self._vectors
 
     def _load_ivf(self) -> None:
-        super()._load_ivf()
-        lengths = self.ivf.lengths
-        pids = self.ivf.tensor[: int(lengths.sum())]
-        own = (pids >= self._first) & (pids < self._first + self._count)
-        ends = torch.cat([torch.zeros(1, dtype=torch.long), own.cumsum(0)])[self.ivf.offsets]
-        listed = (pids[own] - self._first).int()
-        self.ivf = StridedTensor(listed, ends.diff(), use_gpu=self.use_gpu) if len(listed) else None
+        """Its own passages of each centroid, a few centroids at a time: the whole list is as long as the collection."""
+        path = Path(self.index_path, "ivf.pid.pt")
+        if not path.exists():
+            raise UserError(f"{path} is missing, which older ColBERTs did not write: rebuild the index to divide it")
+        pids, lengths = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        self._refuse(list_faults(pids, lengths, self.metadata["num_partitions"]))
+        listed, counts, start = list[Tensor](), list[Tensor](), 0
+        for own in torch.split(torch.as_tensor(lengths).long(), CENTROIDS):
+            block = pids[start : start + int(own.sum())]
+            here = (block >= self._first) & (block < self._first + self._count)
+            ends, seen = own.cumsum(0), pad(here.cumsum(0), (1, 0))
+            listed.append((block[here] - self._first).int())
+            counts.append(seen[ends] - seen[ends - own])
+            start += len(block)
+        mine = torch.cat(listed)
+        self.ivf = StridedTensor(mine, torch.cat(counts), use_gpu=self.use_gpu) if len(mine) else None
 
     def _load_doclens(self) -> None:
         files = [Path(self.index_path, f"doclens.{chunk}.json") for chunk in self._chunks]

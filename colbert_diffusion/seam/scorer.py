@@ -62,7 +62,7 @@ class CheckedScorer(IndexScorer):  # type: ignore[misc]  # colbert has no types
             super()._load_ivf()
             return
         pids, lengths = torch.load(path, map_location="cpu", weights_only=True)
-        self._refuse(_list_faults(pids, lengths, self.metadata["num_partitions"]))
+        self._refuse(list_faults(pids, lengths, self.metadata["num_partitions"]))
         self.ivf = StridedTensor(pids, lengths, use_gpu=self.use_gpu)
 
     def _load_doclens(self) -> None:
@@ -116,7 +116,7 @@ def open_scorer(index_path: str, use_gpu: bool = True, load_index_with_mmap: boo
     return CheckedScorer(index_path, use_gpu, load_index_with_mmap) if scorers is None else scorers(Path(index_path))
 
 
-def _list_faults(pids: torch.Tensor, lengths: torch.Tensor, partitions: int) -> Iterator[str]:
+def list_faults(pids: torch.Tensor, lengths: torch.Tensor, partitions: int) -> Iterator[str]:
     lengths = torch.as_tensor(lengths).long()
     if len(lengths) != partitions or int(lengths.min()) < 0 or int(lengths.max()) > len(pids):
         yield f"the inverted list is not that of {partitions} partitions"
