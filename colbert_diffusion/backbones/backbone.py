@@ -1,7 +1,7 @@
 """A loaded backbone: ids in, last-layer states out. Knows nothing about prompts or retrieval."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -22,12 +22,27 @@ def _beginning(text: str, tokens: int) -> str:
 
 @dataclass
 class Cut:
-    """How many texts were longer than what is read of each, and how much of these was."""
+    """How many texts were longer than the `room` tokens that are read of each, and how many characters of these were read."""
 
+    room: int
     texts: int = 0
     longer: int = 0
     characters: int = 0
     read: int = 0
+
+    def more(self, other: "Cut", sign: int = 1) -> "Cut":
+        """Both together; with sign -1 what came after `other`."""
+        own, its = astuple(self)[1:], astuple(other)[1:]
+        return Cut(self.room, *(one + sign * two for one, two in zip(own, its, strict=True)))
+
+    def told(self, kind: str) -> str | None:
+        """For people; None: no text was longer."""
+        if not self.longer:
+            return None
+        return (
+            f"{self.longer:,} of {self.texts:,} {kind} are longer than the {self.room} tokens that are read of each: the last "
+            f"{1 - self.read / self.characters:.0%} of their text changes nothing"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -20,7 +21,10 @@ from ..seam.compressing import Codec
 def encode(checkpoint: str, fingerprint: str, dtype: str, texts: Sequence[str], lexical: bool, threads: int) -> Shard:
     """A shard's vectors and words. Raises UserError where the checkpoint is not there, or another."""
     torch.set_num_threads(threads)
-    return make_shard(_model(checkpoint, fingerprint, dtype), texts, lexical=lexical)
+    model = _model(checkpoint, fingerprint, dtype)
+    before = replace(model.encoder.cut["passage"])
+    shard = make_shard(model, texts, lexical=lexical)
+    return shard._replace(cut=model.encoder.cut["passage"].more(before, -1))
 
 
 def compress(codec: Codec, vectors: Tensor, threads: int) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,7 @@ class Encoder:
         self._allocate = allocator(config)
         self.projection = projection.to(backbone.device)
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(backbone.device.type, BATCH_TOKENS["cuda"])
-        self.cut: dict[Side, Cut] = {"query": Cut(), "passage": Cut()}  # since it was made
+        self.cut: dict[Side, Cut] = {side: Cut(prompt.room) for side, prompt in self.prompts.items()}  # since it was made
 
     def encode(self, texts: Iterable[str], side: Side, *, progress: Progress | None = None) -> Iterator[Vectors]:
         """Yield each text's vectors, in input order: float32 (k, dim), L2-normalised.
@@ -102,14 +102,7 @@ class Encoder:
 
     def cut_texts(self, side: Side) -> str | None:
         """How many texts were longer than what is read of each, for people; None: none was."""
-        cut, room = self.cut[side], self.prompts[side].room
-        if not cut.longer:
-            return None
-        kind = "queries" if side == "query" else "passages"
-        return (
-            f"{cut.longer:,} of {cut.texts:,} {kind} are longer than the {room} tokens that are read of each: the last "
-            f"{1 - cut.read / cut.characters:.0%} of their text changes nothing"
-        )
+        return self.cut[side].told("queries" if side == "query" else "passages")
 
     def rows(self, texts: Sequence[str], side: Side) -> list[Row]:
         """The model's inputs for these texts."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from ..backbones.backbone import Cut
 from ..common.files import written_aside
 from ..common.progress import Progress
 from .encoder import Encoded
@@ -20,10 +21,14 @@ NAMES = ("vectors", "doclens", "word_ids", "word_weights", "word_counts")
 
 
 class Shard(NamedTuple):
-    """Before it is a file."""
+    """Before it is a file.
+
+    cut: what was not read of its texts, where another machine made it; here the encoder knows.
+    """
 
     tensors: dict[str, torch.Tensor]
     about: dict[str, str]
+    cut: Cut | None = None
 
 
 class DocumentEncoder(Protocol):

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from ..backbones.backbone import Cut
 from ..common.checks import is_number, listed
 from ..common.errors import UserError
 from ..common.files import is_aside, needing_room, read_json, remove_asides, write_json
@@ -188,9 +189,14 @@ def encode_elsewhere(
     todo, lexical = _todo(folder, texts)
     with progress_bar(len(texts), "encode", show=show_progress_bar) as progress:
         progress.update(len(texts) - sum(map(todo.passages, todo)))
+        cut: Cut | None = None
         for number, shard in cluster.encode(identity, todo.items(), lexical=lexical):
             write_shard(_shard_path(folder, number), shard)
             progress.update(todo.passages(number))
+            if shard.cut is not None:
+                cut = shard.cut if cut is None else cut.more(shard.cut)
+    if show_progress_bar and cut is not None and (told := cut.told("passages")):
+        note(told)
 
 
 def _todo(folder: Path, texts: Sequence[str]) -> tuple["_Slices", bool]:

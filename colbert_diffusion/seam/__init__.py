@@ -7,6 +7,7 @@
     building    ColBERT's builder, resumable and in bounded memory: sample, k-means, chunks, inverted lists
     compressing ColBERT's codec, a few vectors at a time, here or on another machine
     scorer      what ColBERT's C++ trusts of an index, checked when it is loaded
+    parts       some chunks of an index, searched as a part of the whole
     extensions  the compiler for that C++
     settings    how a search over few vectors is tuned
     shape       ColBERT's arithmetic: sizes, and what cannot work

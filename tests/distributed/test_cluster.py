@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -68,6 +69,19 @@ def test_vectors_and_words_are_those_of_one_process(cluster: RayCluster, tiny_ch
         encode_to(tmp_path / name, identity, lambda: DiffusionCheckpoint(tiny_checkpoint), TEXTS, lexical=True, cluster=workers)
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
     assert len(list((tmp_path / "many").glob("*.safetensors"))) == 9
+
+
+def test_what_is_not_read_of_texts_is_told_once_of_all(
+    cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [*TEXTS[:180], *(["the cat runs . " * 30] * 70)]  # five shards, two of them with none
+    told = []
+    for name, workers in (("one", None), ("many", cluster)):
+        how: dict[str, Any] = {"cluster": workers, "show_progress_bar": True}
+        encode_to(tmp_path / name, identify(tiny_checkpoint), lambda: DiffusionCheckpoint(tiny_checkpoint), texts, **how)
+        told.append([line for line in capsys.readouterr().err.splitlines() if "are longer than" in line])
+    assert told[0] == told[1]
+    assert re.search(r"70 of 250 passages are longer than the \d+ tokens", told[0][0])
 
 
 def test_an_index_is_that_of_one_process(cluster: RayCluster, tiny_checkpoint: Path, tmp_path: Path) -> None:

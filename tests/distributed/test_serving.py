@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -24,7 +26,8 @@ from colbert_diffusion.distributed.replicas import APPLICATION, Served
 from colbert_diffusion.index.opening import index_state
 from colbert_diffusion.seam import building
 
-from ..conftest import make_texts
+from ..cli.test_cli import run
+from ..conftest import TinyIndex, make_texts
 
 QUERIES = ["red dog", "the cat", "a star of the sea", "paris", "sun moon", "green apple in france"]
 CALLERS = 6
@@ -227,3 +230,50 @@ def test_parts_are_those_of_one_index(port: int) -> None:
     several: Any = (Path("a"), Path("b"))
     with pytest.raises(UserError, match="parts are those of one index, there are 2"):
         deploy(Served(several, ("", ""), {}), Size(parts=2), "127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--replicas", "2"], "--replicas and --parts belong to --ray"),
+        (["--ray", "local", "--replicas", "two"], "--replicas 'two': expected a number, or two as in 2-8"),
+        (["--ray", "local", "--allow-reload"], "--allow-reload would reach one replica of several"),
+        (["--ray", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
+    ],
+)
+def test_the_command_says_in_a_line_what_it_cannot_do(
+    options: list[str], said: str, tiny_index: TinyIndex, tmp_path: Path
+) -> None:
+    done = run("serve", tiny_index.path, *options)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+
+
+def test_the_command_serves_until_it_is_told_to_stop(tiny_index: TinyIndex, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "colbert_diffusion", "serve", str(tiny_index.path), "--ray", "local", "--port", str(port)]
+    with (tmp_path / "said").open("w") as said:
+        serving = subprocess.Popen(command, stdout=said, stderr=said)
+    deadline = time.monotonic() + 120
+    while f"serving on http://127.0.0.1:{port}" not in (tmp_path / "said").read_text():
+        assert time.monotonic() < deadline
+        assert serving.poll() is None
+        time.sleep(0.2)
+    pids = [hit["pid"] for hit in asked(port, "/api/search?query=red+dog&k=3")["topk"]]
+    assert pids == tiny_index.searcher().search("red dog", k=3)[0]
+    assert asked(port, "/api/indexes")["default"] == "tiny"
+    with pytest.raises(urllib.error.HTTPError, match="422"):
+        asked(port, "/api/search?query=red+dog&k=0")
+    stranger = urllib.request.Request(f"http://127.0.0.1:{port}/api/indexes", headers={"Host": "elsewhere.example"})
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(stranger, timeout=60)
+    serving.send_signal(signal.SIGTERM)
+    assert serving.wait(60) == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def asked(port: int, path: str) -> Any:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
+        return json.load(answer)
