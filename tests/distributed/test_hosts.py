@@ -23,6 +23,8 @@ NAMES = (f"cd-a-{os.getpid()}", f"cd-b-{os.getpid()}")
 HEAD, OTHER = "10.213.77.1", "10.213.77.2"
 SHARD, CHUNK, TEXTS = 500, 2000, 8000  # a shard is more than what Ray sends along with an answer: it stays where it was made
 
+IP = shutil.which("ip", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
 DRIVER = """
 import sys
 import colbert_diffusion.distributed.cluster
@@ -46,16 +48,16 @@ if __name__ == "__main__":
 
 
 def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+    subprocess.run([str(IP), *arguments], check=True, capture_output=True, text=True)
 
 
 def delete(name: str) -> None:
-    subprocess.run(["ip", "netns", "del", name], capture_output=True)
+    subprocess.run([str(IP), "netns", "del", name], capture_output=True)
 
 
 def can_divide() -> bool:
     """Whether this machine lets us make network namespaces."""
-    if shutil.which("ip") is None:
+    if IP is None:
         return False
     try:
         ip("netns", "add", NAMES[0])
@@ -104,7 +106,7 @@ class Hosts:
         self.popen(host, *command).wait(120)
 
     def popen(self, host: int, *command: str) -> "subprocess.Popen[bytes]":
-        inside = ["ip", "netns", "exec", NAMES[host], *command]
+        inside = [str(IP), "netns", "exec", NAMES[host], *command]
         return subprocess.Popen(inside, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def link(self, state: str) -> None:
@@ -112,7 +114,7 @@ class Hosts:
 
     def end(self, host: int) -> None:
         """Kill all that runs on a host."""
-        listed = subprocess.run(["ip", "netns", "pids", NAMES[host]], capture_output=True, text=True)
+        listed = subprocess.run([str(IP), "netns", "pids", NAMES[host]], capture_output=True, text=True)
         subprocess.run(["kill", "-9", *listed.stdout.split()], capture_output=True)
 
 
