@@ -8,6 +8,7 @@ import logging
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__
@@ -16,7 +17,7 @@ from ..common.errors import UserError
 from ..common.optional import extra, need
 from ..index.parts import divide
 from ..serving.service import Limits
-from .replicas import APPLICATION, PATIENCE, Part, Served, Whole, part_name
+from .replicas import APPLICATION, PARTS, PATIENCE, Part, Served, Whole, part_name
 
 COMMON: dict[str, Any] = {  # of every deployment
     "max_ongoing_requests": Limits.pending,
@@ -51,22 +52,36 @@ def deploy(served: Served, size: Size, host: str, port: int) -> str:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
     _check_address(host, port)
-    there = serve.status().applications
-    parts = {part_name(served.states[0], number): number for number in range(size.parts)}
-    fresh = {name: number for name, number in parts.items() if name not in there}
-    running = APPLICATION in there and there[APPLICATION].status == "RUNNING"
-    identity = fingerprint.of_texts([__version__, repr(served), repr(size)])
-    if not running or serve.get_app_handle(APPLICATION).identity.remote().result() != identity:
-        _check_room(size, len(fresh) + (0 if running else size.replicas[0]))
-        if fresh:
-            part = serve.deployment(Part).options(**COMMON, ray_actor_options={"num_cpus": size.cpus})
-            _run([(part.bind(served, number, size.parts), name, None) for name, number in fresh.items()])
+    running = {name for name, about in serve.status().applications.items() if about.status == "RUNNING"}
+    parts = {part_name(served.states[0], number, size.parts): number for number in range(size.parts)}
+    fresh = {name: number for name, number in parts.items() if name not in running}
+    identity = _identity(served, size)
+    if fresh or APPLICATION not in running or _identity_there() != identity:
+        _check_room(size, len(fresh) + (0 if APPLICATION in running else size.replicas[0]))
+        part = serve.deployment(Part).options(**COMMON, ray_actor_options={"num_cpus": size.cpus})
+        _run([(part.bind(served, number, size.parts), name, None) for name, number in fresh.items()])
         _run([(_application(size).bind(served, size.parts, identity), APPLICATION, "/")])
-    if old := [name for name in there if name.startswith(part_name("")) and name not in parts]:
+    if old := [name for name in serve.status().applications if name.startswith(PARTS) and name not in parts]:
         time.sleep(PATIENCE)  # whoever asked them has an answer by then
         for name in old:
             serve.delete(name)
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _identity(served: Served, size: Size) -> str:
+    """Of all that decides what is answered, and how."""
+    token = served.options.get("token_file")
+    return fingerprint.of_texts([__version__, repr(served), repr(size), Path(token).read_text() if token else ""])
+
+
+def _identity_there() -> str | None:
+    """Of the application that runs; None: it does not say."""
+    serve = need("ray.serve", "replicas", extra("ray"))
+    try:
+        found: str = serve.get_app_handle(APPLICATION).identity.remote().result(timeout_s=PATIENCE)
+    except TimeoutError:
+        return None
+    return found
 
 
 def _check(served: Served, size: Size) -> None:
@@ -126,6 +141,8 @@ def _run(applications: list[tuple[Any, str, str | None]]) -> None:
     Raises:
         UserError: one does not.
     """
+    if not applications:
+        return
     serve = need("ray.serve", "replicas", extra("ray"))
     target = need("ray.serve.api", "replicas", extra("ray")).RunTarget
     try:
@@ -133,6 +150,9 @@ def _run(applications: list[tuple[Any, str, str | None]]) -> None:
     except RuntimeError as error:
         about = serve.status().applications
         found = [deployment.message for _, name, _ in applications for deployment in about[name].deployments.values()]
+        for _, name, route in applications:
+            if route is None:  # parts that nobody asks
+                serve.delete(name)
         raise UserError(_reason("\n".join([str(error), *found]))) from error
 
 

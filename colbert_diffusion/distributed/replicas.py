@@ -29,9 +29,12 @@ TRIES = 3  # of a question to a part, whose replica may die over it
 PATIENCE = 10.0  # seconds that a part has to answer; clients wait about as long
 
 
-def part_name(state: str, number: int | str = "") -> str:
-    """Of the application that has a part of one build of an index."""
-    return f"{APPLICATION}-part-{state:.12}-{number}" if state else f"{APPLICATION}-part-"
+PARTS = f"{APPLICATION}-part-"
+
+
+def part_name(state: str, number: int, parts: int) -> str:
+    """Of the application that has one of the parts of a build of an index."""
+    return f"{PARTS}{state:.12}-{number + 1}-of-{parts}"
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class RemoteParts:
         from ray import serve
 
         state = index_state(folder)
-        self._handles = [serve.get_app_handle(part_name(state, number)) for number in range(parts)]
+        self._handles = [serve.get_app_handle(part_name(state, number, parts)) for number in range(parts)]
         self.spans: Sequence[range] = self._ask("span", [()] * parts)
 
     def candidates(self, q: Tensor, settings: SearchSettings) -> list[Candidates]:

@@ -58,7 +58,7 @@ def ways(index: Path, parts: int, *, ray: bool) -> Iterator[dict[str, Searcher]]
         part = serve.deployment(Part).options(**COMMON, ray_actor_options={"num_cpus": 0})
         served = Served((index,), (index_state(index),), {})
         for number in range(parts):
-            serve.run(part.bind(served, number, parts), name=part_name(served.states[0], number), route_prefix=None)
+            serve.run(part.bind(served, number, parts), name=part_name(served.states[0], number, parts), route_prefix=None)
         opened[f"{parts} parts, Ray Serve"] = open_index(index, parts=lambda path: RemoteParts(path, parts))
         yield opened
 

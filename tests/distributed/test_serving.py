@@ -184,10 +184,10 @@ def test_parts_behind_replicas_answer_as_one_index_through_a_death_and_a_new_bui
 
     build_index(index, make_texts(350, seed=4), tiny_checkpoint, lexical="bm25", overwrite=True, verbose=0)
     with Load(port) as load:
-        deploy(served(index), size, "127.0.0.1", port)
+        deploy(served(index), Size(parts=3), "127.0.0.1", port)  # and divided otherwise
     assert load.failed == 0
     assert_right(load.answers, [first, expected(index)])
-    wait_for(2, "Part")  # the old build's are gone
+    wait_for(3, "Part")  # the old build's are gone
 
 
 def test_another_build_on_a_machine_is_refused_and_the_old_replicas_serve_on(
