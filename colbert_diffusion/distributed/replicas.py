@@ -3,7 +3,6 @@
 A new build takes an index's place on disk (`Places.swap`); an application serves what it opened until it is told to look again.
 """
 
-import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +22,12 @@ from ..seam.parts import Candidates, ChunkScorer, Floats
 from ..seam.settings import SearchSettings
 from ..serving.server import open_app
 from ..serving.service import OverloadedError
+from .tasks import naming_this_host
 
 APPLICATION = "colbert-diffusion"
+PARTS = f"{APPLICATION}-part-"  # how the names of parts begin
 TRIES = 3  # of a question to a part, whose replica may die over it
 PATIENCE = 10.0  # seconds that a part has to answer; clients wait about as long
-
-
-PARTS = f"{APPLICATION}-part-"
 
 
 def part_name(state: str, number: int, parts: int) -> str:
@@ -75,16 +73,10 @@ class Whole:
 
 def _opened(served: Served, parts: int) -> Any:
     torch.set_num_threads(served.threads)  # torch counts them for each thread that calls it
-    for index, state in zip(served.indexes, served.states, strict=True):
-        _check_build(index, state)
+    with naming_this_host():
+        for index, state in zip(served.indexes, served.states, strict=True):
+            check_build(index, state)
     return open_app(served.indexes, parts=partial(RemoteParts, parts=parts) if parts else None, **served.options)
-
-
-def _check_build(folder: Path, state: str) -> None:
-    try:
-        check_build(folder, state)
-    except UserError as error:
-        raise UserError(f"{socket.gethostname()}: {error}") from error
 
 
 class Part:
@@ -98,10 +90,11 @@ class Part:
         [index], [state] = served.indexes, served.states
 
         def read(folder: Path) -> ChunkScorer:
-            _check_build(folder, state)
+            check_build(folder, state)
             return ChunkScorer(str(folder), divide(folder, parts)[number])
 
-        self._scorer, self._threads = snapshot(index, read), served.threads
+        with naming_this_host():
+            self._scorer, self._threads = snapshot(index, read), served.threads
 
     def span(self) -> range:
         return self._scorer.span

@@ -1,7 +1,8 @@
 """What a worker runs: one shard, one chunk, one batch of queries. Its process loads a model, or an index, once and keeps it."""
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 
@@ -42,9 +43,16 @@ def search(replica: Replica, queries: Sequence[str], rows: Mapping[str, Row], k:
 
 @lru_cache(maxsize=1)
 def _searcher(replica: Replica) -> Searcher:
-    try:
+    with naming_this_host():
         check_build(replica.path, replica.state)
         return open_index(replica.path, checkpoint=replica.checkpoint, collection=replica.collection)
+
+
+@contextmanager
+def naming_this_host() -> Iterator[None]:
+    """Errors for people say on which machine."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{socket.gethostname()}: {error}") from error
 
