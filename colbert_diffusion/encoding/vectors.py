@@ -72,7 +72,7 @@ def encode_to(
     Raises:
         UserError: the folder holds vectors of another checkpoint or collection, or there are no texts.
     """
-    needed = len(texts) * (2 * identity.config.k_passage * identity.config.dim + 4)
+    needed = len(texts) * _bytes_per_passage(identity)
     with needing_room(folder, lambda: needed), writing(folder):
         claim(folder, identity, texts, lexical=lexical)
         if cluster is None:
@@ -81,6 +81,11 @@ def encode_to(
             encode_elsewhere(folder, cluster, identity, texts, show_progress_bar=show_progress_bar)
         mark_complete(folder)
     return VectorFiles(folder)
+
+
+def _bytes_per_passage(identity: CheckpointIdentity) -> int:
+    """At most, of vectors alone."""
+    return 2 * identity.config.k_passage * identity.config.dim + 4
 
 
 def is_claimed_by(folder: Path, identity: CheckpointIdentity, texts: Sequence[str], *, lexical: bool = False) -> bool:
@@ -187,8 +192,12 @@ def encode_elsewhere(
 ) -> None:
     """As `encode_shards` by other machines; the files are written here."""
     todo, lexical = _todo(folder, texts)
+    left = sum(map(todo.passages, todo))
+    if show_progress_bar and left:
+        size = left * _bytes_per_passage(identity) / 1e9
+        note(f"{left:,} passages go to the cluster, up to {size:,.3g} GB of vectors come back; files are written here")
     with progress_bar(len(texts), "encode", show=show_progress_bar) as progress:
-        progress.update(len(texts) - sum(map(todo.passages, todo)))
+        progress.update(len(texts) - left)
         cut: Cut | None = None
         for number, shard in cluster.encode(identity, todo.items(), lexical=lexical):
             write_shard(_shard_path(folder, number), shard)

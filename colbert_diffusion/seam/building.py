@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..common.files import publish, remove
 from ..common.locking import claimed
+from ..common.progress import progress_bar
 from .compressing import Codec, Compressor, compress
 from .shape import CHUNK, QUANTILE_LIMIT, fitting_partitions
 
@@ -181,9 +182,11 @@ class VectorIndexer(PlaidIndexer):
                 vectors, lengths[number] = self._vectors(number)
                 yield number, vectors.cpu()
 
-        for number, (codes, residuals) in cluster.compress(Codec.of(self.saver.codec), chunks()):
-            compressed = self.saver.codec.Embeddings(codes, residuals)
-            self.saver.write_chunk(number, compressed, lengths.pop(number), passage_offset=number * CHUNK)
+        with progress_bar(len(self._missing()), "compress", show=self.verbose > 0, unit=" chunks") as progress:
+            for number, (codes, residuals) in cluster.compress(Codec.of(self.saver.codec), chunks()):
+                compressed = self.saver.codec.Embeddings(codes, residuals)
+                self.saver.write_chunk(number, compressed, lengths.pop(number), passage_offset=number * CHUNK)
+                progress.update(1)
 
     def _missing(self) -> list[int]:
         count = -(-len(self.collection) // CHUNK)
