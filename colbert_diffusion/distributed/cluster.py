@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..common.errors import UserError
 from ..common.optional import extra, need
+from ..encoding.checkpoint import named_elsewhere
 from ..encoding.identity import CheckpointIdentity
 from ..encoding.shards import Shard
 from ..index.rows import Found, Replica, Row
@@ -87,7 +88,7 @@ class RayCluster:
         Raises:
             UserError: a worker has another checkpoint, or workers die again and again.
         """
-        made_by = str(identity.path), identity.fingerprint, identity.dtype
+        made_by = named_elsewhere(identity.path), identity.fingerprint, identity.dtype
         work = ((number, (*made_by, list(own), lexical, self.cpus)) for number, own in texts)
         return self._run(tasks.encode, "shard", work)
 

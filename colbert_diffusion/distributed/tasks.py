@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import UserError
-from ..encoding.checkpoint import DiffusionCheckpoint
+from ..encoding.checkpoint import DiffusionCheckpoint, default_checkpoint
 from ..encoding.shards import Shard, make_shard
 from ..index.by_path import open_index
 from ..index.opening import check_build
@@ -19,8 +19,8 @@ from ..index.searching import Searcher
 from ..seam.compressing import Codec
 
 
-def encode(checkpoint: str, fingerprint: str, dtype: str, texts: Sequence[str], lexical: bool, threads: int) -> Shard:
-    """A shard's vectors and words. Raises UserError where the checkpoint is not there, or another."""
+def encode(checkpoint: str | None, fingerprint: str, dtype: str, texts: Sequence[str], lexical: bool, threads: int) -> Shard:
+    """A shard's vectors and words; None is the checkpoint that ships. Raises UserError where it is not there, or another."""
     torch.set_num_threads(threads)
     model = _model(checkpoint, fingerprint, dtype)
     before = replace(model.encoder.cut["passage"])
@@ -58,8 +58,10 @@ def naming_this_host() -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
-def _model(checkpoint: str, fingerprint: str, dtype: str) -> DiffusionCheckpoint:
-    model = DiffusionCheckpoint(checkpoint, verbose=0)
+def _model(named: str | None, fingerprint: str, dtype: str) -> DiffusionCheckpoint:
+    checkpoint = named or default_checkpoint()
+    with naming_this_host():
+        model = DiffusionCheckpoint(checkpoint, verbose=0)
     host, there = socket.gethostname(), model.identity
     if there.fingerprint != fingerprint:
         raise UserError(f"{host}: {checkpoint} is another checkpoint there ({there.fingerprint:.12}, not {fingerprint:.12})")

@@ -27,6 +27,11 @@ def default_checkpoint() -> str:
     return str(Path(__file__).parents[1] / "models" / "small")
 
 
+def named_elsewhere(path: Path) -> str | None:
+    """A checkpoint as other machines find it: by its path, or None for the one that ships, wherever that is installed."""
+    return None if path == Path(default_checkpoint()) else str(path)
+
+
 class DiffusionCheckpoint:
     """A diffusion language model that reads a text once and gives k vectors.
 

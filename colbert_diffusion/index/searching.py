@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..common.checks import whole_numbers
 from ..common.errors import UserError
-from ..encoding.checkpoint import DiffusionCheckpoint
+from ..encoding.checkpoint import DiffusionCheckpoint, named_elsewhere
 from ..seam.adapter import VectorCheckpoint, sharing_at_least
 from ..seam.binding import install
 from ..seam.extensions import find_ninja
@@ -182,7 +182,7 @@ class Searcher(DenseSearcher):
         if cluster is not None:
             if filter_fn is not None or qid_to_pids is not None:
                 raise UserError("filter_fn and qid_to_pids are not asked of a cluster: leave them out, or search here")
-            replica = Replica.of(Path(self.index), str(self._model().path))
+            replica = Replica.of(Path(self.index), named_elsewhere(self._model().path))
             return _ranking_of(ranked_elsewhere(cluster, replica, queries, Row(how, fusion), k), queries, k, self.config)
         if how == "dense":
             return super().search_all(queries, k, filter_fn, full_length_search, qid_to_pids)

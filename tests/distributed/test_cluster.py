@@ -21,6 +21,7 @@ from colbert_diffusion import DiffusionCheckpoint, open_index
 from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.distributed import RayCluster
 from colbert_diffusion.encoding import vectors as vector_files
+from colbert_diffusion.encoding.checkpoint import default_checkpoint, named_elsewhere
 from colbert_diffusion.encoding.identity import identify
 from colbert_diffusion.encoding.vectors import encode_to
 from colbert_diffusion.index.by_path import build_index
@@ -254,6 +255,11 @@ def test_replicas_find_what_one_searcher_finds(cluster: RayCluster, searched: Pa
         assert [score for *_, score in many[qid]] == pytest.approx([score for *_, score in found], abs=1e-4)
     with pytest.raises(UserError, match="are not asked of a cluster"):
         searcher.search_all(queries, k=7, mode=mode, cluster=cluster, filter_fn=lambda pids: pids)
+
+
+def test_the_checkpoint_that_ships_is_each_machines_own(tmp_path: Path) -> None:
+    assert named_elsewhere(Path(default_checkpoint())) is None
+    assert named_elsewhere(tmp_path) == str(tmp_path)
 
 
 def test_another_build_on_a_worker_is_not_searched(cluster: RayCluster, searched: Path) -> None:
