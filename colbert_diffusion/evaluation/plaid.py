@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from ..common.errors import UserError
 from ..common.files import read_json
 from ..common.progress import progress_bar
-from ..encoding.vectors import Cluster
 from ..index.manifest import read_manifest
 from ..index.rows import Found, Replica, Row, SearchCluster, answers, answers_elsewhere
 from ..texts.collection import collection_fingerprint
@@ -15,6 +14,7 @@ from .benchmarks import Benchmark
 from .runs import Run
 
 if TYPE_CHECKING:
+    from ..encoding.vectors import Cluster
     from ..index.lexical import Lexical
 
 
@@ -24,7 +24,7 @@ def build_index(
     folder: Path,
     nbits: int | None = None,
     lexical: "Lexical" = None,
-    cluster: Cluster | None = None,
+    cluster: "Cluster | None" = None,
 ) -> Path:
     """Index the benchmark's documents into `folder`; an index of the same build that is there is used as it is.
 

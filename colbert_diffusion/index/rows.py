@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .fusion import Both, Fusion
-from .opening import index_state
 
 if TYPE_CHECKING:
     from .searching import Asked, Searcher
@@ -35,6 +34,8 @@ class Replica(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, checkpoint: str | None = None, collection: str | None = None) -> "Replica":
+        from .opening import index_state  # imports torch
+
         return cls(path.absolute(), index_state(path), checkpoint, collection)
 
 
