@@ -33,7 +33,7 @@ import colbert_diffusion.seam.building
 from colbert_diffusion.distributed import RayCluster
 from colbert_diffusion.index.by_path import build_index
 
-colbert_diffusion.distributed.cluster.OVERDUE = 5.0
+colbert_diffusion.distributed.cluster.OVERDUE, colbert_diffusion.distributed.cluster.LATE = 5.0, 1.0
 colbert_diffusion.encoding.vectors.SHARD = int(sys.argv[1])
 colbert_diffusion.seam.building.CHUNK = int(sys.argv[2])
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import pytest
 
 from colbert_diffusion import build_index, open_index
 from colbert_diffusion.common.errors import UserError
+from colbert_diffusion.distributed import deploying
 from colbert_diffusion.distributed.deploying import Size, deploy
 from colbert_diffusion.distributed.replicas import APPLICATION, Served
 from colbert_diffusion.index.opening import index_state
@@ -191,10 +192,11 @@ def test_parts_behind_replicas_answer_as_one_index_through_a_death_and_a_new_bui
 
 
 def test_another_build_on_a_machine_is_refused_and_the_old_replicas_serve_on(
-    port: int, tiny_checkpoint: Path, tmp_path: Path
+    port: int, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray import serve
 
+    monkeypatch.setitem(deploying.COMMON, "max_constructor_retry_count", 1)
     index = build_index(tmp_path / "i", make_texts(300, seed=5), tiny_checkpoint, verbose=0)
     wrong = Served((index,), ("0" * 32,), {})
     with pytest.raises(
