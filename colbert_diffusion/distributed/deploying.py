@@ -47,7 +47,7 @@ def deploy(served: Served, size: Size, host: str, port: int) -> str:
     Raises:
         UserError: numbers that make no sense, the cluster has no room, or a replica cannot open an index.
     """
-    serve = need("ray.serve", "replicas", extra("ray"))
+    serve = _ray("ray.serve")
     _check(served, size)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
@@ -68,6 +68,10 @@ def deploy(served: Served, size: Size, host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+def _ray(module: str) -> Any:
+    return need(module, "replicas", extra("ray"))
+
+
 def _identity(served: Served, size: Size) -> str:
     """Of all that decides what is answered, and how."""
     token = served.options.get("token_file")
@@ -76,7 +80,7 @@ def _identity(served: Served, size: Size) -> str:
 
 def _identity_there() -> str | None:
     """Of the application that runs; None: it does not say."""
-    serve = need("ray.serve", "replicas", extra("ray"))
+    serve = _ray("ray.serve")
     try:
         found: str = serve.get_app_handle(APPLICATION).identity.remote().result(timeout_s=PATIENCE)
     except TimeoutError:
@@ -98,7 +102,7 @@ def _check(served: Served, size: Size) -> None:
 
 def _check_address(host: str, port: int) -> None:
     """Raises UserError where Ray Serve runs already and listens elsewhere: it keeps its address without a word."""
-    options = need("ray.serve.context", "replicas", extra("ray"))._get_global_client().http_config  # Ray publishes it nowhere
+    options = _ray("ray.serve.context")._get_global_client().http_config  # Ray publishes it nowhere
     if (options.host, options.port) != (host, port):
         raise UserError(
             f"Ray Serve runs on this cluster and listens on {options.host}, port {options.port}; take those, or "
@@ -108,7 +112,7 @@ def _check_address(host: str, port: int) -> None:
 
 def _free(size: Size, replicas: int) -> tuple[bool, str]:
     """Whether so many could start now, and the numbers."""
-    free = need("ray", "replicas", extra("ray")).available_resources()
+    free = _ray("ray").available_resources()
     cpus, gpus = replicas * size.cpus, replicas * size.gpus
     said = f"{cpus} CPUs and {gpus:g} GPUs, the cluster has {free.get('CPU', 0):g} and {free.get('GPU', 0):g} free"
     return bool(free.get("CPU", 0) >= cpus and free.get("GPU", 0) >= gpus), said
@@ -123,7 +127,7 @@ def _check_room(size: Size, replicas: int) -> None:
 
 def _application(size: Size) -> Any:
     """Its deployment; without room for new replicas beside the old ones, these make room one after the other."""
-    serve = need("ray.serve", "replicas", extra("ray"))
+    serve = _ray("ray.serve")
     least, most = size.replicas
     follow = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": BUSY}
     return serve.deployment(serve.ingress()(Whole)).options(
@@ -143,8 +147,8 @@ def _run(applications: list[tuple[Any, str, str | None]]) -> None:
     """
     if not applications:
         return
-    serve = need("ray.serve", "replicas", extra("ray"))
-    target = need("ray.serve.api", "replicas", extra("ray")).RunTarget
+    serve = _ray("ray.serve")
+    target = _ray("ray.serve.api").RunTarget
     try:
         serve.run_many([target(*one) for one in applications])
     except RuntimeError as error:

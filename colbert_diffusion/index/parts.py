@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..common.errors import UserError
@@ -73,11 +74,8 @@ class PartsRanker:
         self.vectors: int = about["num_embeddings"]
         self.partitions: int = about["num_partitions"]
         self._parts = parts
-        self._starts = np.array([span.start for span in parts.spans])
-        if [pid for span in parts.spans for pid in (span.start, span.stop)][1:-1:2] != self._starts[1:].tolist() or (
-            parts.spans[0].start,
-            parts.spans[-1].stop,
-        ) != (0, self.passages):
+        self._starts = [span.start for span in parts.spans]
+        if [*self._starts, self.passages] != [0, *(span.stop for span in parts.spans)]:
             raise UserError(f"the parts have the passages {list(parts.spans)}, not the {self.passages} of {folder}")
 
     def rank(
@@ -88,13 +86,12 @@ class PartsRanker:
         Raises:
             UserError: a filter that wants to see candidates: they are elsewhere.
         """
-        if pids is None:
-            wanted = self.retrieve(config, q)
-            if filter_fn is not None:
-                raise UserError("an index in parts takes no filter of candidates; search by pids=, which are all scored")
-        else:
-            wanted = pids if filter_fn is None else filter_fn(pids)
-        scores = self.score_pids(config, q, wanted, None)
+        if pids is None and filter_fn is not None:
+            raise UserError("an index in parts takes no filter of candidates; search by pids=, which are all scored")
+        wanted = self.retrieve(config, q) if pids is None else pids
+        if filter_fn is not None:
+            wanted = filter_fn(torch.tensor(pids, dtype=torch.int32)).tolist()
+        scores = self.score_pids(q, wanted)
         order = np.argsort(-scores, kind="stable")
         return np.asarray(wanted)[order].tolist(), scores[order].tolist()
 
@@ -103,7 +100,7 @@ class PartsRanker:
         settings = SearchSettings(config.ncells, config.centroid_score_threshold, config.ndocs)
         return thrown_out(self._parts.candidates(q[:, : config.query_maxlen], settings), settings.ndocs)
 
-    def score_pids(self, config: Any, q: Tensor, pids: Sequence[int], centroid_scores: None) -> Floats:
+    def score_pids(self, q: Tensor, pids: Sequence[int]) -> Floats:
         """MaxSim with each, float32 (n,)."""
         wanted = np.asarray(pids, np.int64)
         owners = np.searchsorted(self._starts, wanted, side="right") - 1

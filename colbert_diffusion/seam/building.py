@@ -176,13 +176,14 @@ class VectorIndexer(PlaidIndexer):
 
     def _index_elsewhere(self, cluster: Compressor) -> None:
         lengths: dict[int, list[int]] = {}
+        missing = self._missing()
 
         def chunks() -> Iterator[tuple[int, Tensor]]:
-            for number in self._missing():
+            for number in missing:
                 vectors, lengths[number] = self._vectors(number)
                 yield number, vectors.cpu()
 
-        with progress_bar(len(self._missing()), "compress", show=self.verbose > 0, unit=" chunks") as progress:
+        with progress_bar(len(missing), "compress", show=self.verbose > 0, unit=" chunks") as progress:
             for number, (codes, residuals) in cluster.compress(Codec.of(self.saver.codec), chunks()):
                 compressed = self.saver.codec.Embeddings(codes, residuals)
                 self.saver.write_chunk(number, compressed, lengths.pop(number), passage_offset=number * CHUNK)

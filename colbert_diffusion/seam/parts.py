@@ -60,7 +60,7 @@ def _best(scores: Floats, pids: Ints, count: int) -> Ints:
 
 
 class ChunkScorer(CheckedScorer):
-    """Reads the vectors of some chunks alone; pids are those of the whole index.
+    """Reads the vectors of some chunks alone, and computes on the CPU; pids are those of the whole index.
 
     Args:
         chunks: consecutive ones.
@@ -69,14 +69,14 @@ class ChunkScorer(CheckedScorer):
         UserError: a chunk is not there, or as CheckedScorer.
     """
 
-    def __init__(self, index_path: str, chunks: range, *, use_gpu: bool = False) -> None:
+    def __init__(self, index_path: str, chunks: range) -> None:
         load_scorer()
         about = [read_json(Path(index_path, f"{chunk}.metadata.json")) for chunk in chunks]
         self._chunks = chunks
         self._first: int = about[0]["passage_offset"]
         self._count = sum(one["num_passages"] for one in about)
         self._vectors: int = sum(one["num_embeddings"] for one in about)
-        super().__init__(index_path, use_gpu)
+        super().__init__(index_path, use_gpu=False)
 
     @property
     def span(self) -> range:
@@ -121,10 +121,10 @@ class ChunkScorer(CheckedScorer):
             return Candidates.none()
         local, centroid_scores = self.generate_candidates(settings, q)
         near = centroid_scores.max(-1).values >= settings.centroid_score_threshold
-        pids = local.cpu().numpy().astype(np.int64) + self._first
+        pids = local.numpy().astype(np.int64) + self._first
         pruned = self._estimates(local, centroid_scores, near)
         kept = _best(pruned, pids, settings.ndocs)
-        whole = self._estimates(local[torch.from_numpy(kept).to(local.device)], centroid_scores, torch.ones_like(near))
+        whole = self._estimates(local[torch.from_numpy(kept)], centroid_scores, torch.ones_like(near))
         return Candidates(pids[kept], pruned[kept], whole)
 
     def _estimates(self, local: Tensor, centroid_scores: Tensor, allowed: Tensor) -> Floats:
@@ -133,10 +133,10 @@ class ChunkScorer(CheckedScorer):
         codes = codes.long()
         similarities = torch.where(allowed[codes, None], centroid_scores[codes], NOTHING)
         best = torch.segment_reduce(similarities, "max", lengths=lengths, axis=0, initial=NOTHING)
-        total = torch.zeros(len(local), dtype=best.dtype, device=best.device)
+        total = torch.zeros(len(local))
         for own in best.unbind(1):  # one after the other: the order decides float32's last bit
             total += own
-        estimates: Floats = total.float().cpu().numpy()
+        estimates: Floats = total.numpy()
         return estimates
 
     @torch.inference_mode()
@@ -144,7 +144,7 @@ class ChunkScorer(CheckedScorer):
         """MaxSim of a query with passages of its own, float32 (n,)."""
         if not len(pids):
             return np.zeros(0, np.float32)
-        local = torch.tensor(pids, dtype=torch.int32, device=q.device) - self._first
+        local = torch.tensor(pids, dtype=torch.int32) - self._first
         found, _ = self.score_pids(ColBERTConfig(), q, local, None)
         scores: Floats = found.float().cpu().numpy()
         return scores

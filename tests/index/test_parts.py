@@ -78,6 +78,8 @@ def test_searches_by_pids_by_metadata_and_for_more_than_there_are(index: Path) -
         one, other = (searcher.search("a red dog", **options) for searcher in (whole, parted))
         assert one[0] == other[0]
         np.testing.assert_allclose(other[2], one[2], atol=1e-5)
+    even: dict[str, Any] = {"pids": [0, 149, 150, 998], "filter_fn": lambda candidates: candidates[candidates % 2 == 0]}
+    assert sorted(parted.search("a red dog", **even)[0]) == sorted(whole.search("a red dog", **even)[0]) == [0, 150, 998]
     with pytest.raises(UserError, match="takes no filter of candidates"):
         parted.search("a red dog", filter_fn=lambda candidates: candidates)
 
