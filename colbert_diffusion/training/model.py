@@ -139,11 +139,15 @@ class TrainableModel:
             prefixes: tuple[int, ...] = getattr(recipe, f"nested_{name}")
             if max(prefixes, default=0) > largest:
                 raise UserError(f"nested_{name} has {max(prefixes)}, the checkpoint's {name} is {largest}")
+        if self.projection.weight is None:
+            projection = "none"
+        else:  # rotated dimensions stay so unless their prefixes are trained
+            projection = "rotated" if config.projection == "rotated" and not recipe.nested_dim else "learned"
         return replace(
             config,
             backbone=settled(config.backbone, checkpoint),
             nested=config.nested or recipe.nested,
-            projection="learned" if self.projection.weight is not None else "none",
+            projection=projection,
         )
 
     def _checkpoint_gradients(self) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors import safe_open
 
 from colbert_diffusion import DiffusionCheckpoint, open_index
 from colbert_diffusion.common.errors import UserError
-from colbert_diffusion.distributed import RayCluster
+from colbert_diffusion.distributed import RayCluster, tasks
 from colbert_diffusion.encoding import vectors as vector_files
 from colbert_diffusion.encoding.checkpoint import default_checkpoint, named_elsewhere
 from colbert_diffusion.encoding.identity import identify
@@ -112,6 +113,14 @@ def test_a_worker_that_is_killed_costs_its_shards_once_more(
 ) -> None:
     identity, killed = identify(tiny_checkpoint), list[int]()
     monkeypatch.setattr(vector_files, "SHARD", 215)
+    begun, real = str(tmp_path / "begun"), tasks.encode
+
+    def encode(path: str, fingerprint: str, dtype: str, texts: list[str], *others: Any) -> Any:
+        with open(begun, "a") as file:
+            file.write(f"{TEXTS.index(texts[0])}\n")
+        return real(path, fingerprint, dtype, texts, *others)
+
+    monkeypatch.setattr(tasks, "encode", encode)
 
     def kill() -> None:
         deadline = time.monotonic() + 60
@@ -126,6 +135,9 @@ def test_a_worker_that_is_killed_costs_its_shards_once_more(
     encode_to(tmp_path / "many", identity, lambda: DiffusionCheckpoint(tiny_checkpoint), TEXTS, cluster=cluster)
     killer.join()
     assert killed
+    times = Counter(Path(begun).read_text().split())
+    assert set(times) == {"0", "215"}
+    assert max(times.values()) <= 2  # at most once more
     encode_to(tmp_path / "one", identity, lambda: DiffusionCheckpoint(tiny_checkpoint), TEXTS)
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
 

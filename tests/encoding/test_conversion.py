@@ -162,6 +162,48 @@ def test_a_nested_checkpoints_first_dimensions_are_a_checkpoint_of_its_own(tiny_
         np.testing.assert_allclose(some, expected, atol=1e-5)
 
 
+def test_a_nested_checkpoint_gets_further_dimensions_and_positions_to_be_trained_on(tiny_bert: Path, tmp_path: Path) -> None:
+    whole = convert(str(tiny_bert), tmp_path / "whole", dim=4, k_query=2, k_passage=4, fit_on=TEXTS)
+    replace(whole.config, nested=True, merge_above=0.5).save(tmp_path / "whole")
+    with pytest.raises(UserError, match="--fit-on TEXTS"):
+        convert(str(tmp_path / "whole"), tmp_path / "more", dim=8)
+    with pytest.raises(UserError, match=f"hidden size {HIDDEN}"):
+        convert(str(tmp_path / "whole"), tmp_path / "more", dim=HIDDEN + 1, fit_on=TEXTS)
+    more = convert(str(tmp_path / "whole"), tmp_path / "more", dim=8, k_query=3, fit_on=TEXTS, merge_above=1)
+    assert (more.config.dim, more.config.k_query, more.config.masks("query"), more.config.k_passage) == (8, 3, 3, 4)
+    for some, every in zip(whole.encode_document(TEXTS[:6]), more.encode_document(TEXTS[:6]), strict=True):
+        assert every.shape == (4, 8)
+        np.testing.assert_allclose(some, every[:, :4] / np.linalg.norm(every[:, :4], axis=1, keepdims=True), atol=1e-5)
+    assert [len(vectors) for vectors in more.encode_query(TEXTS[:2])] == [3, 3]
+
+
+@pytest.mark.parametrize("source", ["nested", "backbone"])
+def test_rotated_vectors_have_the_same_products_and_no_prefix_of_dimensions(
+    source: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"dim": 8, "k_passage": 4, "fit_on": TEXTS}
+    whole = convert(str(tiny_bert), tmp_path / "whole", **asked)
+    if source == "nested":
+        replace(whole.config, nested=True).save(tmp_path / "whole")
+        rotated = convert(str(tmp_path / "whole"), tmp_path / "rotated", rotate=True)
+    else:
+        rotated = convert(str(tiny_bert), tmp_path / "rotated", rotate=True, **asked)
+    one, other = (np.concatenate(checkpoint.encode_document(TEXTS[:6])) for checkpoint in (whole, rotated))
+    np.testing.assert_allclose(one @ one.T, other @ other.T, atol=1e-5)
+    spread = [vectors.var(axis=0).max() / vectors.var(axis=0).mean() for vectors in (one, other)]
+    assert spread[1] < spread[0]
+    replace(rotated.config, nested=True).save(tmp_path / "rotated")
+    assert convert(str(tmp_path / "rotated"), tmp_path / "fewer", k_passage=2).encode_document(["cat"])[0].shape == (2, 8)
+    with pytest.raises(UserError, match="were rotated, so 4 of them"):
+        convert(str(tmp_path / "rotated"), tmp_path / "cut", dim=4)
+
+
+def test_a_backbones_own_dimensions_are_not_rotated(tiny_bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leave --rotate out"):
+        convert(str(tiny_bert), tmp_path / "c", dim=HIDDEN, rotate=True)
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_nested_checkpoints_prefix_finds_a_base_that_lies_beside_the_whole(
     tiny_bert: Path, tiny_config: DiffusionConfig, tmp_path: Path
 ) -> None:

@@ -38,6 +38,20 @@ def test_pca_keeps_every_dot_product_of_states_that_span_no_more_dimensions() ->
     assert torch.allclose(vectors @ vectors.T, unit @ unit.T, atol=1e-4)
 
 
+def test_further_dimensions_follow_those_of_before_and_hold_what_these_leave() -> None:
+    low_rank = states(rank=8)
+    first = Projection(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)))
+    more = fit_pca([low_rank], 8 + 3, first)
+    assert first.weight is not None
+    assert more.weight is not None
+    assert torch.allclose(more.weight[:3], first.weight)
+    further = more.weight[3:]
+    assert torch.allclose(further @ first.weight.T, torch.zeros(8, 3), atol=1e-4)
+    assert torch.allclose(further.norm(dim=1), first.weight.norm(dim=1).mean().expand(8), atol=1e-4)
+    inside = torch.linalg.lstsq(more.weight.T, low_rank.T).solution  # the states lie in what the rows span
+    assert torch.allclose(more.weight.T @ inside, low_rank.T, atol=1e-3)
+
+
 def test_pca_does_not_depend_on_how_the_states_are_batched() -> None:
     one, many = fit_pca([states()], 4), fit_pca(states().split(7), 4)
     assert one.weight is not None

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.config import DiffusionConfig, PromptParts
+from colbert_diffusion.encoding.conversion import convert
 from colbert_diffusion.encoding.readouts import READOUTS
 from colbert_diffusion.encoding.scoring import mean_maxsim
 from colbert_diffusion.training.losses import Targets, infonce
@@ -20,6 +21,7 @@ from colbert_diffusion.training.recipe import Recipe
 from colbert_diffusion.training.step import TrainingStep, hash_of
 
 from ..backbones.published import publish
+from ..conftest import make_texts
 from ..encoding.test_decoding import write_tokenizer
 from .conftest import make_examples
 
@@ -70,6 +72,12 @@ def test_gradient_caching_gives_one_big_batchs_gradients(recipe: Recipe, tiny_ch
     whole, expected = gradients(tiny_checkpoint, replace(recipe, cached=False, chunk_tokens=ONE_CHUNK))
     same(cached, whole)
     assert losses == pytest.approx(expected, abs=1e-5)
+
+
+def test_rotated_dimensions_stay_so_unless_their_prefixes_are_trained(tiny_bert: Path, tmp_path: Path) -> None:
+    convert(str(tiny_bert), tmp_path / "rotated", dim=8, fit_on=make_texts(40), rotate=True)
+    for recipe, projection in ((PLAIN, "rotated"), (replace(PLAIN, nested_dim=(4,)), "learned")):
+        assert TrainableModel(tmp_path / "rotated", recipe, torch.device("cpu")).config.projection == projection
 
 
 def test_the_gradients_are_those_of_the_loss_written_down_plainly(tiny_checkpoint: Path) -> None:
