@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from colbert_diffusion import DiffusionCheckpoint
 from colbert_diffusion.backbones.sources import settled
 from colbert_diffusion.common.errors import UserError
-from colbert_diffusion.common.files import folder_aside
+from colbert_diffusion.common.files import folder_aside, save_tensors
 from colbert_diffusion.config import ADAPTER_FILE, COLBERT_FILE, CONFIG_FILE, HEAD_FILE, PROJECTION_FILE, DiffusionConfig
 
 sys.path.append(str(Path(__file__).parent / "bench"))
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         shutil.copytree(given.trained, aside, ignore=ignored, dirs_exist_ok=True)
         for name in WEIGHTS:
             if (given.trained / name).is_file():
-                save_file(mean(given.start / name, given.trained / name, given.share), aside / name)
+                save_tensors(mean(given.start / name, given.trained / name, given.share), aside / name)
         record = {**trained.training, "averaged": given.share, "before": dict(start.training)}
         replace(trained, backbone=settled(trained.backbone, given.trained), training=record).save(aside)
     print(DiffusionCheckpoint(given.out))

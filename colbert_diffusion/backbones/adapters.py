@@ -9,14 +9,14 @@ from typing import Any
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import Linear, Module, ModuleDict
 from transformers import PreTrainedModel
 
 from ..common.checks import is_number
 from ..common.errors import UserError
-from ..common.files import read_json, write_json, written_aside
+from ..common.files import read_json, save_tensors, write_json, written_aside
 from ..config import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from .family import Family
 
@@ -121,7 +121,7 @@ def save_adapter(model: PreTrainedModel, config: Mapping[str, Any], folder: Path
         if ".lora_" in name
     }
     with written_aside(folder / ADAPTER_FILE) as aside:
-        save_file(weights, aside)
+        save_tensors(weights, aside)
     write_json(folder / ADAPTER_CONFIG_FILE, config)
 
 

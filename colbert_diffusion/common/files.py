@@ -11,13 +11,16 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .locking import NoLocksError, locked_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_WORDS = ("no space left", "disk quota", "file too large", "disk is full", "pytorchstreamwriter failed", "unexpected pos")
@@ -71,6 +74,16 @@ def written_aside(path: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
             raise
         to_disk(path.parent)
+
+
+def save_tensors(tensors: Mapping[str, "Tensor"], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that others may read as any other file: its own writer leaves one that only its owner can."""
+    from safetensors.torch import save_file  # torch, which few of those who write files need
+
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, dict(metadata) if metadata is not None else None)
+    path.chmod(mode)
 
 
 @contextmanager

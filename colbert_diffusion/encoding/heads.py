@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
@@ -18,7 +18,7 @@ from ..backbones.adapters import merge_into_head
 from ..backbones.backbone import Backbone
 from ..backbones.sources import weight_files
 from ..common.errors import UserError
-from ..common.files import written_aside
+from ..common.files import save_tensors, written_aside
 from ..config import ADAPTER_FILE, HEAD_FILE
 
 
@@ -61,7 +61,7 @@ class PredictionHead(nn.Module):
     def save(self, folder: Path) -> None:
         """Write `head.safetensors`, float16: words are ranked by it, not vectors."""
         with written_aside(folder / HEAD_FILE) as aside:
-            save_file({name: tensor.half().contiguous().cpu() for name, tensor in self.state_dict().items()}, aside)
+            save_tensors({name: tensor.half().contiguous().cpu() for name, tensor in self.state_dict().items()}, aside)
 
 
 def new_head(backbone: Backbone) -> PredictionHead:

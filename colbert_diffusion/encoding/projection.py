@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from ..common.errors import UserError
-from ..common.files import written_aside
+from ..common.files import save_tensors, written_aside
 from ..config import PROJECTION_FILE, DiffusionConfig
 
 
@@ -66,7 +66,7 @@ class Projection:
         """Write `projection.safetensors` (fp16 would cost MaxSim order on large hidden sizes, so float32)."""
         if self.weight is not None:
             with written_aside(folder / PROJECTION_FILE) as aside:
-                save_file({"weight": self.weight.contiguous().cpu()}, aside)
+                save_tensors({"weight": self.weight.contiguous().cpu()}, aside)
 
 
 def fit_pca(states: Iterable[Tensor], dim: int, first: Projection | None = None) -> Projection:

@@ -7,10 +7,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from ..backbones.backbone import Cut
-from ..common.files import written_aside
+from ..common.files import save_tensors, written_aside
 from ..common.progress import Progress
 from .encoder import Encoded
 from .scoring import Vectors
@@ -73,7 +72,7 @@ def _shard(encoded: Sequence[Encoded], vocabulary: int | None) -> Shard:
 
 def write_shard(path: Path, shard: Shard) -> None:
     with written_aside(path) as aside:
-        save_file(shard.tensors, aside, metadata={HASH: hash_of(shard.tensors), **shard.about})
+        save_tensors(shard.tensors, aside, {HASH: hash_of(shard.tensors), **shard.about})
 
 
 def hash_of(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -9,7 +9,6 @@ from shutil import copyfile
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -18,7 +17,7 @@ from ..backbones.backbone import Backbone
 from ..backbones.loading import load_backbone
 from ..backbones.sources import TOKENIZER_FILES, WEIGHTS_FILE, settled
 from ..common.errors import UserError
-from ..common.files import read_json, written_aside
+from ..common.files import read_json, save_tensors, written_aside
 from ..config import ADAPTER_CONFIG_FILE, HEAD_FILE, DiffusionConfig, Side
 from ..encoding.encoder import Encoder
 from ..encoding.heads import PredictionHead, load_head, new_head
@@ -195,7 +194,7 @@ class TrainableModel:
         else:
             weights = {name: tensor.contiguous().cpu() for name, tensor in self.backbone.model.state_dict().items()}
             with written_aside(folder / WEIGHTS_FILE) as aside:
-                save_file(weights, aside)
+                save_tensors(weights, aside)
         self.projection.save(folder)
         if self.head is not None and (self._head_moves or (self.start.path / HEAD_FILE).is_file()):
             self.head.save(folder)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..common.errors import UserError
-from ..common.files import folder_aside, remove
+from ..common.files import folder_aside, remove, save_tensors
 
 PREFIX = "step-"
 TENSORS = "state.safetensors"
@@ -25,7 +25,7 @@ def save_state(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], 
         tensors |= {f"{name}\0{moment}": value.detach().cpu().contiguous() for moment, value in moments.items()}
     whole = folder / f"{PREFIX}{step}"
     with folder_aside(whole, replace=True) as aside:
-        save_file(tensors, aside / TENSORS)
+        save_tensors(tensors, aside / TENSORS)
     for earlier in folder.glob(f"{PREFIX}*"):
         if earlier != whole:
             remove(earlier)

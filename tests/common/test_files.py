@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from colbert_diffusion.common import files
 from colbert_diffusion.common.errors import UserError
@@ -19,6 +21,7 @@ from colbert_diffusion.common.files import (
     put_in_place,
     read_json,
     restore,
+    save_tensors,
     write_json,
     written_aside,
 )
@@ -203,3 +206,14 @@ def test_what_is_no_json_object_is_one_line_with_the_files_name(content: str, tm
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"x\.json"):
         read_json(path)
+
+
+def test_tensors_are_readable_by_whom_other_files_are(tmp_path: Path) -> None:
+    """safetensors itself writes 0600, whatever the umask says: a colleague or a server's account could read no checkpoint."""
+    (tmp_path / "plain").touch()
+    save_tensors({"a": torch.ones(2)}, tmp_path / "new", {"made": "here"})
+    with written_aside(tmp_path / "aside") as aside:
+        save_tensors({"a": torch.ones(2)}, aside)
+    assert {path.stat().st_mode for path in tmp_path.iterdir() if path.is_file()} == {(tmp_path / "plain").stat().st_mode}
+    with safe_open(tmp_path / "new", "pt") as file:
+        assert file.metadata() == {"made": "here"}
