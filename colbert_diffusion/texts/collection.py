@@ -127,10 +127,11 @@ class Documents(Mapping[str, str]):
 
 
 class _Keys(Sequence[str]):
-    """The ids of passages, by pid."""
+    """The ids of passages, by pid. An id is read from the file and parsed once, however many queries find its passage."""
 
     def __init__(self, passages: Passages) -> None:
         self._passages = passages
+        self._known: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self._passages)
@@ -142,7 +143,10 @@ class _Keys(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self._passages.key(pid) for pid in range(*index.indices(len(self)))]
-        return self._passages.key(index)
+        known = self._known.get(index)
+        if known is None:
+            known = self._known[index] = self._passages.key(index)
+        return known
 
     def __iter__(self) -> Iterator[str]:
         return self._passages.keys()

@@ -7,7 +7,7 @@ import pytest
 
 from colbert_diffusion import Indexer, IndexUpdater, Searcher
 from colbert_diffusion.common.errors import UserError
-from colbert_diffusion.texts.collection import Passages
+from colbert_diffusion.texts.collection import Documents, Passages
 from colbert_diffusion.texts.ids import IDS_FILE, Ids, as_ids, write_ids
 
 from ..conftest import make_texts
@@ -114,3 +114,18 @@ def test_an_index_without_ids_refuses_them_and_goes_by_pids(tiny_checkpoint: Pat
     with pytest.raises(UserError, match="leave ids out"):
         IndexUpdater(index).add(["one"], ids=["x"])
     assert Searcher("no-ids").ids([3, 4]) == ["3", "4"]
+
+
+def test_an_id_is_read_from_the_file_once_however_often_its_passage_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = Documents(corpus(tmp_path / "c.jsonl", ["p0", "p1", "p2"]))
+    ids, read, key = documents.ids, list[int](), Passages.key
+
+    def counted(passages: Passages, pid: int) -> str:
+        read.append(pid)
+        return key(passages, pid)
+
+    monkeypatch.setattr(Passages, "key", counted)
+    assert [ids[pid] for pid in (2, 0, 2, 2, 0)] == ["p2", "p0", "p2", "p2", "p0"]
+    assert read == [2, 0]
