@@ -146,8 +146,12 @@ def _more(
         config = replace(config, k_passage=k_passage, masks_passage=None)
     if dim is None or dim <= config.dim:
         return config, None
+    if not fit_on:
+        raise UserError(
+            f"dimensions beyond the checkpoint's {config.dim} are fitted on texts: give some passages (--fit-on TEXTS)"
+        )
     loaded = _load(config, folder)
-    _check_dim(dim, loaded, fit_on)
+    _check_dim(dim, loaded)
     encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size, merge_above=None, cover_above=None), Projection())
     first = load_projection(config, folder, loaded.hidden_size)
     return replace(config, dim=dim), fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show), dim, first)
@@ -176,21 +180,21 @@ def _projection(
     if projection_of is not None:
         other = locate(str(projection_of))
         return load_projection(replace(DiffusionConfig.load(other), dim=dim), other, loaded.hidden_size)
+    _check_dim(dim, loaded)
     if dim == loaded.hidden_size:
         return Projection()
-    _check_dim(dim, loaded, fit_on)
-    encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size), Projection())
-    return fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show), dim)
-
-
-def _check_dim(dim: int, loaded: Backbone, fit_on: Sequence[str]) -> None:
-    if dim > loaded.hidden_size:
-        raise UserError(f"dim {dim} is above the backbone's hidden size {loaded.hidden_size}; choose a smaller --dim")
     if not fit_on:
         raise UserError(
             f"a projection from {loaded.hidden_size} to {dim} dimensions is fitted on texts: give some passages "
             f"(--fit-on TEXTS), or keep all dimensions (--dim {loaded.hidden_size})"
         )
+    encoder = Encoder(loaded, replace(config, dim=loaded.hidden_size), Projection())
+    return fit_pca(_states(encoder, fit_on[:FIT_TEXTS], show), dim)
+
+
+def _check_dim(dim: int, loaded: Backbone) -> None:
+    if dim > loaded.hidden_size:
+        raise UserError(f"dim {dim} is above the backbone's hidden size {loaded.hidden_size}; choose a smaller --dim")
 
 
 def _released_config(folder: Path, backbone: str | None) -> DiffusionConfig:

@@ -113,7 +113,8 @@ def load_projection(config: DiffusionConfig, folder: Path, hidden_size: int | No
     """The checkpoint's projection, cut to the config's dim; `hidden_size` is the backbone's, None where none is loaded.
 
     Raises:
-        UserError: the file is missing or damaged, or its shape does not fit the backbone and dim.
+        UserError: the file is missing or damaged, its shape does not fit the backbone and dim, or a part of rotated
+            dimensions is asked for.
     """
     if config.projection == "none":
         if hidden_size not in (None, config.dim):
@@ -130,4 +131,6 @@ def load_projection(config: DiffusionConfig, folder: Path, hidden_size: int | No
     if weight is None or weight.ndim != 2 or hidden_size not in (None, weight.shape[1]) or weight.shape[0] < config.dim:
         found = "no tensor `weight`" if weight is None else f"shape {tuple(weight.shape)}"
         raise UserError(f"{path} has {found}, expected (at least {config.dim}, {hidden_size or 'hidden size'})")
+    if config.projection == "rotated" and weight.shape[0] > config.dim:
+        raise UserError(f"{path} has {weight.shape[0]} rotated dimensions, so {config.dim} of them are no vectors; take all")
     return Projection(weight.float()).truncated(config.dim)

@@ -165,7 +165,7 @@ def test_a_nested_checkpoints_first_dimensions_are_a_checkpoint_of_its_own(tiny_
 def test_a_nested_checkpoint_gets_further_dimensions_and_positions_to_be_trained_on(tiny_bert: Path, tmp_path: Path) -> None:
     whole = convert(str(tiny_bert), tmp_path / "whole", dim=4, k_query=2, k_passage=4, fit_on=TEXTS)
     replace(whole.config, nested=True, merge_above=0.5).save(tmp_path / "whole")
-    with pytest.raises(UserError, match="--fit-on TEXTS"):
+    with pytest.raises(UserError, match=r"beyond the checkpoint's 4 .*--fit-on TEXTS"):
         convert(str(tmp_path / "whole"), tmp_path / "more", dim=8)
     with pytest.raises(UserError, match=f"hidden size {HIDDEN}"):
         convert(str(tmp_path / "whole"), tmp_path / "more", dim=HIDDEN + 1, fit_on=TEXTS)
@@ -196,6 +196,8 @@ def test_rotated_vectors_have_the_same_products_and_no_prefix_of_dimensions(
     assert convert(str(tmp_path / "rotated"), tmp_path / "fewer", k_passage=2).encode_document(["cat"])[0].shape == (2, 8)
     with pytest.raises(UserError, match="were rotated, so 4 of them"):
         convert(str(tmp_path / "rotated"), tmp_path / "cut", dim=4)
+    with pytest.raises(UserError, match="8 rotated dimensions, so 4 of them"):
+        convert(str(tiny_bert), tmp_path / "cut", dim=4, projection_of=tmp_path / "rotated")
 
 
 def test_a_backbones_own_dimensions_are_not_rotated(tiny_bert: Path, tmp_path: Path) -> None:
