@@ -29,7 +29,7 @@ from colbert_diffusion.encoding.vectors import encode_to
 from colbert_diffusion.index.searching import MODES, Asked
 from colbert_diffusion.texts.collection import read_collection, read_queries, write_tsv
 
-SHAPE = {"k": 10, "dim": 128, "nbits": 2}  # of the shipped checkpoint's passages, near vectors merged
+SHAPE = {"k": 10, "dim": 128, "nbits": 2}  # of the small checkpoint's first edition, near vectors merged
 
 
 def drawn_texts(texts: Sequence[str], count: int, length: int) -> Iterator[str]:

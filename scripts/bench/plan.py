@@ -10,20 +10,22 @@ Usage: plan.py --out FOLDER [--cells 10000:16:128:2,...] [--keep]
 
 OUT/plan.json keeps every row; interrupted, the same command goes on, and other cells may be asked for later. With
 --keep the indexes built by this run stay in OUT, named by their cells, for memory.py --index. At most 16 vectors
-of 128 dimensions, as the shipped checkpoint has.
+of 256 dimensions, as many masks and dimensions as the shipped checkpoint has.
 """
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from colbert.infra import ColBERTConfig, Run, RunConfig
 from common import Cell, KeptRows, Row, bytes_of, errors_in_a_line, make_parser, print_table, timed
 
-from colbert_diffusion import Indexer, convert, default_checkpoint
+from colbert_diffusion import DiffusionConfig, Indexer, default_checkpoint
 from colbert_diffusion.common.errors import UserError
+from colbert_diffusion.common.files import folder_aside
 from colbert_diffusion.common.progress import Progress, note, only_our_output
 from colbert_diffusion.encoding.identity import CheckpointIdentity, identify
 from colbert_diffusion.encoding.scoring import Vectors
@@ -79,7 +81,10 @@ def _unit(vectors: Vectors) -> Vectors:
 def identity(cell: Built, folder: Path) -> CheckpointIdentity:
     """The checkpoint whose vectors the drawn ones pass for: the shipped one, with as few vectors and dimensions."""
     if not folder.exists():
-        convert(str(default_checkpoint()), folder, k_passage=cell.k, dim=cell.dim)
+        with folder_aside(folder) as aside:
+            shutil.copytree(default_checkpoint(), aside, dirs_exist_ok=True)
+            shape = replace(DiffusionConfig.load(aside), projection="learned")  # drawn, so that a part of them is as good
+            shape.prefix(k_passage=cell.k, dim=cell.dim).save(aside)
     return identify(folder)
 
 
