@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from colbert_diffusion import DiffusionCheckpoint
-from colbert_diffusion.backbones.sources import settled
+from colbert_diffusion.backbones.sources import WEIGHTS_FILE, settled
 from colbert_diffusion.common.errors import UserError
 from colbert_diffusion.common.files import folder_aside, save_tensors
 from colbert_diffusion.config import ADAPTER_FILE, COLBERT_FILE, CONFIG_FILE, HEAD_FILE, PROJECTION_FILE, DiffusionConfig
@@ -23,7 +23,7 @@ from colbert_diffusion.config import ADAPTER_FILE, COLBERT_FILE, CONFIG_FILE, HE
 sys.path.append(str(Path(__file__).parent / "bench"))
 from common import errors_in_a_line, make_parser
 
-WEIGHTS = (ADAPTER_FILE, PROJECTION_FILE, HEAD_FILE)
+WEIGHTS = (ADAPTER_FILE, WEIGHTS_FILE, PROJECTION_FILE, HEAD_FILE)
 
 
 @errors_in_a_line()

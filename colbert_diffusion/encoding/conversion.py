@@ -113,11 +113,7 @@ def convert(
         folder = locate(source)
         if layout_of(folder) is CHECKPOINT:
             config, projection = _more(folder, k_query, k_passage, dim, fit_on, show_progress_bar)
-            config = config.prefix(k_query=k_query, k_passage=k_passage, dim=dim)
-            if rotate:
-                projection = (projection or load_projection(config, folder)).rotated()
-            _write_again(target, folder, kept.of(config), projection)
-            return DiffusionCheckpoint(target)
+            return _write_again(target, folder, config.prefix(k_query=k_query, k_passage=k_passage, dim=dim), projection, kept)
         carried = folder if layout_of(folder) is RELEASED else None
         if carried is not None:
             config = _released_config(folder, backbone)
@@ -125,8 +121,6 @@ def convert(
             config = _backbone_config(source, folder, family, readout, k_query or 4, k_passage or 16, prompts)
             config = _bounded(config, mask_position, query_max_length, passage_max_length)
         projection = _projection(config, carried, dim or 128, fit_on, projection_of, show_progress_bar)
-        if rotate:
-            projection = projection.rotated()
         return _write(target, config, projection, carried, dim or 128, kept)
 
 
@@ -249,13 +243,19 @@ def _states(encoder: Encoder, texts: Sequence[str], show: bool) -> Iterator[Tens
             yield torch.from_numpy(vectors)
 
 
-def _write_again(target: Path, source: Path, config: DiffusionConfig, projection: Projection | None) -> None:
+def _write_again(
+    target: Path, source: Path, config: DiffusionConfig, projection: Projection | None, kept: _Kept
+) -> DiffusionCheckpoint:
     """The checkpoint's files under another config, with another projection if there is one; aside, then renamed."""
+    if kept.rotate:
+        projection = (projection or load_projection(config, source)).rotated()
+    config = kept.of(replace(config, backbone=settled(config.backbone, source)))
     with folder_aside(target) as aside:
         shutil.copytree(source, aside, ignore=shutil.ignore_patterns(CONFIG_FILE, COLBERT_FILE), dirs_exist_ok=True)
         if projection is not None:
             projection.save(aside)
-        replace(config, backbone=settled(config.backbone, source)).save(aside)
+        config.save(aside)
+    return DiffusionCheckpoint(target)
 
 
 def _write(
@@ -267,6 +267,8 @@ def _write(
     kept: _Kept,
 ) -> DiffusionCheckpoint:
     """Write the folder aside, then rename it: a half-written checkpoint never stands at `target`."""
+    if kept.rotate:
+        projection = projection.rotated()
     kind = "none" if projection.weight is None else "pca"
     config = kept.of(replace(config, dim=dim, projection=kind))
     with folder_aside(target) as aside:

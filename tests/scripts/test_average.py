@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from colbert_diffusion import DiffusionCheckpoint
+from colbert_diffusion.backbones.sources import WEIGHTS_FILE
 from colbert_diffusion.config import PROJECTION_FILE
 from colbert_diffusion.encoding.conversion import convert
 
@@ -39,6 +40,14 @@ def test_weights_lie_between_those_of_the_two_and_both_trainings_are_recorded(
     averaged = DiffusionCheckpoint(tmp_path / "out")
     assert averaged.encode_document(["cat"])[0].shape[1] == 8
     assert averaged.config.training == {"recipe": {"steps": 2}, "averaged": 0.25, "before": {"recipe": {"steps": 1}}}
+
+
+def test_whole_weights_are_averaged_too(folders: tuple[Path, Path]) -> None:
+    for folder, value in zip(folders, (0.0, 1.0), strict=True):
+        save_file({"w": torch.full((2,), value)}, folder / WEIGHTS_FILE)
+    script = load("average")
+    assert WEIGHTS_FILE in script.WEIGHTS
+    assert script.mean(folders[0] / WEIGHTS_FILE, folders[1] / WEIGHTS_FILE, 0.25)["w"].tolist() == [0.25, 0.25]
 
 
 def test_what_is_no_start_of_the_other_is_refused(
