@@ -24,8 +24,9 @@ class Fusion:
     """How two scores become one.
 
     Args:
-        rule: "scaled": MaxSim / k_query + weight x lexical / the query's best lexical score in the index: no list, so that
-            neither filters nor depth change a score. "minmax": both scaled to 0..1 over the retrieved union, lexical times
+        rule: "scaled": MaxSim / k_query + weight x lexical / what a passage with all of the query's words could score: the
+            mean similarity of the query's vectors, and the share of its words that was found. No list, so that neither
+            filters nor depth change a score. "minmax": both scaled to 0..1 over the retrieved union, lexical times
             weight, dense times 1 - weight: equal weights are DiffRetriever eq. 3. "rrf": reciprocal ranks in both lists.
         weight: of the words, from 0 on; for "minmax" and "rrf" up to 1.
 
@@ -51,17 +52,17 @@ class Fusion:
         least = 20 if self.rule == "scaled" else 100
         return max(k, min(2 * k, 1000), least)
 
-    def fuse(self, dense: Floats, lexical: Floats, k_query: int, best: float, retrieved: tuple[Floats, Floats]) -> Floats:
+    def fuse(self, dense: Floats, lexical: Floats, k_query: int, most: float, retrieved: tuple[Floats, Floats]) -> Floats:
         """The scores of passages, float64 (n,).
 
         Args:
             dense, lexical: their scores, (n,): MaxSim, and what the words give.
-            best: the query's best lexical score of all passages.
+            most: what the query's words could give a passage (`LexicalIndex.most`).
             retrieved: which of them are in the dense and in the lexical list, bool (n,), for "rrf".
         """
         dense, lexical = dense.astype(np.float64), lexical.astype(np.float64)
         if self.rule == "scaled":
-            return dense / k_query + (self.weight * lexical / best if best > 0 else 0)
+            return dense / k_query + (self.weight * lexical / most if most > 0 else 0)
         one, other = (
             (_minmax(dense), _minmax(lexical))
             if self.rule == "minmax"
@@ -78,7 +79,7 @@ class Both(NamedTuple):
     dense: Floats
     lexical: Floats
     k_query: int
-    most: float  # the query's best lexical score in the index
+    most: float  # what the query's words could give a passage
     by_vectors: Floats  # bool: which of them are in the vectors' list
     by_words: Floats  # and in the words'
 

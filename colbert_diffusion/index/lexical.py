@@ -341,6 +341,13 @@ class LexicalIndex:
         """Every passage's score, float32 (passages,); 0 where none of the words is."""
         return self._postings.scores(query.terms, query.weights, self._norms)
 
+    def most(self, query: Query) -> float:
+        """What a passage with all of the query's words could score: BM25's values are below 1, others have a largest one."""
+        if self._norms is not None:
+            return float(query.weights.sum(dtype=np.float64))
+        largest = (self._postings.largest_value(term) for term in query.terms.tolist())
+        return sum(weight * value for weight, value in zip(query.weights.tolist(), largest, strict=True))
+
     def matches(self, query: Query, pid: int) -> list[tuple[int, float]]:
         """Which of the query's terms a passage has, and what each adds to its score, most first."""
         found = list[tuple[int, float]]()

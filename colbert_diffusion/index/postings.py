@@ -113,6 +113,10 @@ class Postings:
                 raise UserError(f"{self.path} is damaged ({error}); restore it or rebuild the index") from error
         return total
 
+    def largest_value(self, term: int) -> float:
+        """The largest of a term's values, 0 where no passage has it."""
+        return float(self.values[self.starts[term] : self.starts[term + 1]].max(initial=0))
+
     def value(self, term: int, pid: int) -> float:
         """A passage's value of a term, 0 where it has none."""
         start, end = int(self.starts[term]), int(self.starts[term + 1])

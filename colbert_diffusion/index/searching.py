@@ -321,7 +321,7 @@ class Searcher(DenseSearcher):
         by_vectors, scores = self._dense(asked.vectors, k, depth, filter_fn, pids, where)
         union, dense = self._completed(asked.vectors, by_vectors[:depth], scores[:depth], by_words, k)
         first = np.arange(len(union)) < len(by_vectors[:depth])
-        most = float(lexical.max(initial=0.0))
+        most = self._lexical.most(asked.words)
         return Both(union, dense, lexical[union], _own(asked.vectors), most, first, np.isin(union, by_words))
 
     def _completed(self, q: Tensor, pids: Sequence[int], scores: Sequence[float], others: Ints, k: int) -> tuple[Ints, Ints]:

@@ -31,8 +31,8 @@ class Recipe:
         teacher: checkpoint whose scores of the whole batch are distilled; None: none.
         teacher_weight, teacher_temperature: of that KL divergence, and for student and teacher alike.
         second_teacher, second_weight: a checkpoint of any dim whose scores, times the weight, are added to the teacher's.
-        teacher_words: added to the teacher's scores: this times BM25's over the query's best in the batch, as `Fusion` adds
-            an index's words (a checkpoint's dense scores are means of cosines there too).
+        teacher_words: added to the teacher's scores, which are means of cosines: this times BM25's over the query's best in
+            the batch.
         coverage: weight of 1 - the cosine between each of the teacher's vectors and the nearest of the text's own
             (`losses.coverage_loss`); the teacher has the checkpoint's dim.
         codes: passages are scored as an index of so many bits would keep them (`losses.coded`); 0: as they are.

@@ -10,16 +10,16 @@ DENSE, LEXICAL = np.array([3.0, 2.0, 1.0, 2.5]), np.array([0.0, 8.0, 4.0, 2.0])
 BOTH = np.ones(4, bool), np.ones(4, bool)
 
 
-def fused(fusion: Fusion, retrieved: tuple[np.ndarray, np.ndarray] = BOTH, best: float = 10.0) -> list[float]:
-    return np.round(fusion.fuse(DENSE, LEXICAL, 4, best, retrieved), 6).tolist()  # type: ignore[no-any-return]
+def fused(fusion: Fusion, retrieved: tuple[np.ndarray, np.ndarray] = BOTH, most: float = 10.0) -> list[float]:
+    return np.round(fusion.fuse(DENSE, LEXICAL, 4, most, retrieved), 6).tolist()  # type: ignore[no-any-return]
 
 
-def test_scaled_adds_the_share_of_the_best_words_to_the_mean_maxsim() -> None:
+def test_scaled_adds_the_share_of_the_words_to_the_mean_maxsim() -> None:
     assert fused(Fusion("scaled", 0.2)) == [0.75, 0.66, 0.33, 0.665]
 
 
 def test_scaled_is_dense_where_no_word_matches() -> None:
-    assert fused(Fusion("scaled", 0.2), best=0.0) == [0.75, 0.5, 0.25, 0.625]
+    assert fused(Fusion("scaled", 0.2), most=0.0) == [0.75, 0.5, 0.25, 0.625]
 
 
 def test_minmax_scales_both_over_the_union() -> None:
