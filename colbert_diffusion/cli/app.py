@@ -50,7 +50,7 @@ def parse_fusion(text: str) -> Any:
     try:
         given = {"weight": float(weight)} if equals else {}
     except ValueError as error:
-        raise UserError(f"--fusion {text!r:.40}: expected a rule and a weight, for example scaled=0.2") from error
+        raise UserError(f"--fusion {text!r:.40}: expected a rule and a weight, for example scaled=0.3") from error
     return Fusion(rule, **given)  # type: ignore[arg-type]
 
 

@@ -139,7 +139,7 @@ def search(
     queries_file: Annotated[Path | None, typer.Option("--queries", help="A .tsv, a .jsonl or a BEIR folder.")] = None,
     k: Annotated[int, typer.Option("-k", help="Passages per query.")] = 10,
     mode: Annotated[str | None, typer.Option(help="dense, lexical or hybrid; default: hybrid if a weight was tuned.")] = None,
-    fusion: Annotated[str | None, typer.Option(help="scaled, minmax or rrf, with =WEIGHT of the words: scaled=0.2.")] = None,
+    fusion: Annotated[str | None, typer.Option(help="scaled, minmax or rrf, with =WEIGHT of the words: scaled=0.3.")] = None,
     checkpoint: Moved = None,
     collection: MovedTexts = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file of the index first.")] = False,

@@ -14,7 +14,7 @@ from ..common.errors import UserError
 
 Rule = Literal["scaled", "minmax", "rrf"]
 RRF = 60  # Cormack, Clarke and Buettcher 2009
-WEIGHTS = {"bm25": 0.2, "predicted": 0.15}  # of words beside a mean MaxSim, for "scaled"
+WEIGHT = 0.3  # of the words found beside a mean MaxSim, for "scaled": BM25's and predicted ones alike
 
 Floats = npt.NDArray[Any]
 
@@ -35,7 +35,7 @@ class Fusion:
     """
 
     rule: Rule = "scaled"
-    weight: float = WEIGHTS["bm25"]
+    weight: float = WEIGHT
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):

@@ -346,7 +346,7 @@ class LexicalIndex:
         if self._norms is not None:
             return float(query.weights.sum(dtype=np.float64))
         largest = (self._postings.largest_value(term) for term in query.terms.tolist())
-        return sum(weight * value for weight, value in zip(query.weights.tolist(), largest, strict=True))
+        return sum((weight * value for weight, value in zip(query.weights.tolist(), largest, strict=True)), 0.0)
 
     def matches(self, query: Query, pid: int) -> list[tuple[int, float]]:
         """Which of the query's terms a passage has, and what each adds to its score, most first."""

@@ -25,7 +25,7 @@ from ..seam.worker import refuse_unsafe_loading
 from ..texts.ids import Ids
 from ..texts.lines import LineFile
 from .dense import DenseSearcher, Ranking, Where, ranking
-from .fusion import WEIGHTS, Both, Fusion, fusion_of
+from .fusion import Both, Fusion, fusion_of
 from .layout import METADATA_FILE
 from .lexical import BM25_SOURCE, LEXICAL_FILE, LexicalIndex, Query
 from .manifest import FUSION, check_sizes, read_manifest
@@ -210,7 +210,7 @@ class Searcher(DenseSearcher):
     @property
     def default_fusion(self) -> Fusion:
         """What mode "hybrid" uses where no fusion is given."""
-        return self._fusion or Fusion(weight=WEIGHTS[BM25_SOURCE if self._lexical is None else self._lexical.source])
+        return self._fusion or Fusion()
 
     def mode_of(self, mode: str | None) -> str:
         """The mode of a search that asks for this one. Raises UserError for an unknown one, or words where there are none."""

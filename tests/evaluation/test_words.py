@@ -80,7 +80,7 @@ def test_rows_are_reported_beside_the_others_and_an_index_is_built_for_them(
 
 
 def test_the_index_decides_what_hybrid_is(indexes: dict[str, Path], benchmark_: Benchmark) -> None:
-    runs = index_runs(indexes["bm25"], benchmark_, {"own": Row("hybrid"), "same": Row("hybrid", Fusion("scaled", 0.2))})
+    runs = index_runs(indexes["bm25"], benchmark_, {"own": Row("hybrid"), "same": Row("hybrid", Fusion("scaled", 0.3))})
     assert runs["own"] == runs["same"]
 
 

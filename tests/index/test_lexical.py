@@ -378,7 +378,7 @@ def test_the_command_line_builds_searches_and_refuses(tiny_checkpoint: Path, tmp
         done = runner.invoke(app, ["search", str(tmp_path / "i"), "paris moon", "--json", *options])
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout.splitlines()[-1])["topk"]
-    for options, reason in ((["--fusion", "scaled=x"], "scaled=0.2"), (["--mode", "words"], "expected one of")):
+    for options, reason in ((["--fusion", "scaled=x"], "scaled=0.3"), (["--mode", "words"], "expected one of")):
         done = runner.invoke(app, ["search", str(tmp_path / "i"), "paris", *options])
         assert isinstance(done.exception, UserError)
         assert reason in str(done.exception)
