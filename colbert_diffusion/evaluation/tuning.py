@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..common.errors import UserError
 from ..common.progress import progress_bar
 from ..config import DiffusionConfig
-from ..index.fusion import Both, Fusion
+from ..index.fusion import Both, Fusion, found_words
 from ..index.manifest import read_manifest
 from .benchmarks import Benchmark, read_judged
 from .measuring import REPEATS, Comparison, compare, halves, parse_measures, values_of
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..index.searching import Searcher
 
 GRID = tuple(i / 100 for i in range(101))
-BEYOND = (1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 100.0)  # where the best of the grid is its end
+BEYOND = (1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 100.0, 1000.0)  # where the best of the grid is its end
 ASKED = 128  # queries encoded together
 BLOCK = 10_000  # ids read together
 NOISE = 1.96  # standard errors of a paired difference
@@ -205,13 +205,13 @@ class _Lists:
             self._lexical[row] = both.lexical[order].astype(np.float64)
             self._vectors[row] = np.where(both.by_vectors[order], self._dense[row], -np.inf)
             self._words[row] = np.where(both.by_words[order], self._lexical[row], -np.inf)
-        self._most = np.array([[both.most or 1.0] for both in found])
+        self._found = found_words(self._lexical, np.array([[both.most] for both in found]))
         there = np.unique(self._pids[self._pids >= 0]).tolist()
         self.ids = dict(zip(there, searcher.ids(there), strict=True))
 
     def fused(self, weight: float) -> Values:
         """As `Fusion` has it."""
-        scores: Values = self._dense + weight * self._lexical / self._most
+        scores: Values = self._dense + weight * self._found
         return scores
 
     @property

@@ -78,7 +78,7 @@ class WordTeacher:
     """
 
     def __init__(self) -> None:
-        self._stems, self._settings = Stems(), BM25()
+        self._stems, self._settings = Stems(), BM25(k1=0.9, b=0.4)
 
     def scores(self, queries: Sequence[str], passages: Sequence[str]) -> Tensor:
         """float32 (queries, passages), each query's divided by its best; 0 where it shares no word with any."""

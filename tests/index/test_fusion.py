@@ -14,8 +14,8 @@ def fused(fusion: Fusion, retrieved: tuple[np.ndarray, np.ndarray] = BOTH, most:
     return np.round(fusion.fuse(DENSE, LEXICAL, 4, most, retrieved), 6).tolist()  # type: ignore[no-any-return]
 
 
-def test_scaled_adds_the_share_of_the_words_to_the_mean_maxsim() -> None:
-    assert fused(Fusion("scaled", 0.2)) == [0.75, 0.66, 0.33, 0.665]
+def test_scaled_adds_the_squared_share_of_the_words_to_the_mean_maxsim() -> None:
+    assert fused(Fusion("scaled", 0.2)) == [0.75, 0.628, 0.282, 0.633]
 
 
 def test_scaled_is_dense_where_no_word_matches() -> None:

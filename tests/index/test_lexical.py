@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def brute(texts: list[str], query: str, removed: Collection[int] = (), **setting
     """BM25 of every text by bm25s, a removed one's 0."""
     stems = Stems()
     live = [pid for pid in range(len(texts)) if pid not in removed]
-    index = bm25s.BM25(**{"k1": 0.9, "b": 0.4, **settings}, method="lucene")
+    index = bm25s.BM25(**{**asdict(BM25()), **settings}, method="lucene")
     index.index([stems.of(texts[pid]) for pid in live], show_progress=False)
     scores, asked = np.zeros(len(texts)), stems.of(query)
     if asked:
@@ -121,7 +122,7 @@ def test_hybrid_adds_both_scores_of_every_passage(index: Path, texts: list[str],
     lexical = expected_scores(index.name, tiny_checkpoint, texts, query)
     most = most_of(index.name, tiny_checkpoint, texts, query)
     assert most >= lexical.max()
-    expected = dense / 4 + (0.3 * lexical / most if most else 0)
+    expected = dense / 4 + (0.3 * (lexical / most) ** 2 if most else 0)
     found, _, fused = searcher.search(query, k=10, mode="hybrid", fusion=Fusion("scaled", 0.3), pids=range(count))
     np.testing.assert_allclose(fused, expected[found], atol=1e-4)
     np.testing.assert_allclose(fused, np.sort(expected)[::-1][:10], atol=1e-4)
@@ -252,7 +253,7 @@ def brute_of(texts: list[str], query: str, removed: set[int]) -> np.ndarray:
     """As `brute`, the index of bm25s kept for these texts."""
     stems, live = Stems(), [pid for pid in range(len(texts)) if pid not in removed]
     if len(texts) not in _COUNTED:
-        index = bm25s.BM25(k1=0.9, b=0.4, method="lucene")
+        index = bm25s.BM25(**asdict(BM25()), method="lucene")
         index.index([stems.of(texts[pid]) for pid in live], show_progress=False)
         _COUNTED[len(texts)] = index
     scores, asked = np.zeros(len(texts)), stems.of(query)
