@@ -58,7 +58,7 @@ elif [ ! -d "$out" ]; then
     further "$first-256" "$second" --set steps="$MORE" --set passage_tokens=112 --set nested_k_passage=[3,5] \
         --set seed="$SEED" $(pairs wordnet)
     further "$second" "$out-mean" --set steps="$LAST" --set passage_tokens=160 --set nested_k_passage=[3] \
-        --set seed="$((SEED + 1))" # other pairs come first than before
+        --set seed="$((SEED + 1))" # the pairs in another order
     $run convert "$out-mean" "$out" --k-passage 3 --nbits 2 # what ships; OUT-mean has all 16 positions
 fi
 for collection in $DEV; do
