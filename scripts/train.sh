@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The small checkpoint from nothing, in three stages: pairs from Debian packages; masks that learn the base's own token vectors;
 # then twice with more positions and dimensions, which an index of few bits keeps well, each time the mean of before and after.
-# Usage: [WORK=training] [STEPS=700] [MORE=600] [LAST=420] [SEED=0] [K=4/16] [DEV="BEIR_FOLDER ..."] [EXCLUDE=HASHES] bash scripts/train.sh
+# Usage: [WORK=training] [STEPS=700] [MORE=600] [LAST=420] [SEED=0] [K=4/16] [DEV="BEIR_FOLDER ..."] [EXCLUDE=HASHES] \
+#        bash scripts/train.sh
 # Interrupted, the same command goes on. K=1/1 trains a sibling of one vector, by the first stage. Needs apt-get and dpkg-deb.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -196,16 +196,16 @@ class _Lists:
         shape = len(found), max(1, *(len(both.pids) for both in found))
         self._pids = np.full(shape, -1)
         self._dense, self._vectors, self._words = (np.full(shape, -np.inf) for _ in range(3))
-        self._lexical = np.zeros(shape)
+        lexical = np.zeros(shape)
         for i, both in enumerate(found):
             order = np.argsort(both.pids)
             row = i, slice(len(order))
             self._pids[row] = both.pids[order]
             self._dense[row] = both.dense[order].astype(np.float64) / both.k_query
-            self._lexical[row] = both.lexical[order].astype(np.float64)
+            lexical[row] = both.lexical[order].astype(np.float64)
             self._vectors[row] = np.where(both.by_vectors[order], self._dense[row], -np.inf)
-            self._words[row] = np.where(both.by_words[order], self._lexical[row], -np.inf)
-        self._found = found_words(self._lexical, np.array([[both.most] for both in found]))
+            self._words[row] = np.where(both.by_words[order], lexical[row], -np.inf)
+        self._found = found_words(lexical, np.array([[both.most] for both in found]))
         there = np.unique(self._pids[self._pids >= 0]).tolist()
         self.ids = dict(zip(there, searcher.ids(there), strict=True))
 

@@ -96,7 +96,7 @@ def found_words(lexical: Floats, most: float | Floats) -> Floats:
     Squared, since nearly all of the words tell much and half of them little, which the vectors tell better: where passages
     answer in other words (faq), the best match has some .6 of a query's words, where they repeat them nearly all.
     """
-    found: Floats = np.square(lexical / np.where(np.asarray(most) > 0, most, np.inf))
+    found: Floats = np.square(lexical / np.where(np.greater(most, 0), most, np.inf))
     return found
 
 

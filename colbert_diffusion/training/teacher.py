@@ -15,6 +15,7 @@ from torch import Tensor
 from ..config import Side
 from ..encoding.identity import CheckpointIdentity, identify
 from ..encoding.scoring import Vectors
+from ..evaluation.bm25 import K1, B
 from ..index.lexical import BM25, Stems
 from .model import LiveCheckpoint, autocasts
 from .recipe import Recipe
@@ -78,7 +79,7 @@ class WordTeacher:
     """
 
     def __init__(self) -> None:
-        self._stems, self._settings = Stems(), BM25(k1=0.9, b=0.4)
+        self._stems, self._settings = Stems(), BM25(K1, B)
 
     def scores(self, queries: Sequence[str], passages: Sequence[str]) -> Tensor:
         """float32 (queries, passages), each query's divided by its best; 0 where it shares no word with any."""

@@ -6,7 +6,6 @@ import random
 import shutil
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def brute(texts: list[str], query: str, removed: Collection[int] = (), **setting
     """BM25 of every text by bm25s, a removed one's 0."""
     stems = Stems()
     live = [pid for pid in range(len(texts)) if pid not in removed]
-    index = bm25s.BM25(**{**asdict(BM25()), **settings}, method="lucene")
+    index = bm25s.BM25(**{"k1": 0.4, "b": 0.6, **settings}, method="lucene")
     index.index([stems.of(texts[pid]) for pid in live], show_progress=False)
     scores, asked = np.zeros(len(texts)), stems.of(query)
     if asked:
@@ -253,7 +252,7 @@ def brute_of(texts: list[str], query: str, removed: set[int]) -> np.ndarray:
     """As `brute`, the index of bm25s kept for these texts."""
     stems, live = Stems(), [pid for pid in range(len(texts)) if pid not in removed]
     if len(texts) not in _COUNTED:
-        index = bm25s.BM25(**asdict(BM25()), method="lucene")
+        index = bm25s.BM25(k1=0.4, b=0.6, method="lucene")
         index.index([stems.of(texts[pid]) for pid in live], show_progress=False)
         _COUNTED[len(texts)] = index
     scores, asked = np.zeros(len(texts)), stems.of(query)
