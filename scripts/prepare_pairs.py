@@ -26,7 +26,8 @@ from colbert_diffusion.training.data import is_excluded, read_exclusions
 
 sys.path.extend(str(Path(__file__).parent / folder) for folder in ("bench", "pairs"))
 from common import errors_in_a_line, make_parser
-from manuals import MANUALS, Kind, Pair, read_manuals
+from manuals import MANUALS, Kind, read_faqs, read_manuals
+from questions import FAQS, Pair
 
 LONGEST = 1500  # characters of a passage
 MOST = 6000  # pairs of one kind from one manual
@@ -221,6 +222,12 @@ def read_manual(kind: Kind) -> Callable[[Path], Iterator[Pair]]:
     return read
 
 
+def read_questions(unpacked: Path) -> Iterator[Pair]:
+    """Of the manuals and of files named FAQ."""
+    for manual in (*read_manuals(unpacked), *read_faqs(unpacked)):
+        yield from manual.pairs("question")
+
+
 def read_manpages(unpacked: Path) -> Iterator[Pair]:
     """One line of NAME -> DESCRIPTION."""
     for path in sorted(unpacked.glob("usr/share/man/man*/*.gz")):
@@ -284,6 +291,7 @@ SOURCES = {
     ),
     "gloss": Source("WordNet's gloss -> GCIDE's article", ("wordnet-base", "dict-gcide"), "WordNet 3.0; GPL-2+", read_glosses),
     "heading": Source("heading -> section of a manual", tuple(MANUALS), "of each manual its own", read_manual("heading")),
+    "question": Source("question -> answer of a FAQ or manual", (*MANUALS, *FAQS), "of each package its own", read_questions),
     "term": Source(
         "title and term of a list -> what is said of it", tuple(MANUALS), "of each manual its own", read_manual("term")
     ),

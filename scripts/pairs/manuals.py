@@ -1,8 +1,8 @@
-"""Sections of HTML and Info manuals, and the short texts that stand for them: headings, entries of lists, links.
+"""Sections of HTML and Info manuals, and the short texts that stand for them: headings, questions, entries of lists, links.
 
-A `Manual` is one package's. Three kinds of pairs come of it: a heading and its section's text; the term of a list (an
-option, a function, a word) with its page's title and what is said of it; a link's or index entry's own words and the
-section it leads to, under its heading.
+A `Manual` is one package's. Four kinds of pairs come of it: a heading and its section's text; a question and its answer, where
+a heading, a term or a bold paragraph is one; the term of a list (an option, a function, a word) with its page's title and what
+is said of it; a link's or index entry's own words and the section it leads to, under its heading.
 """
 
 import gzip
@@ -11,15 +11,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
 from lxml import etree, html
+from questions import Pair, asked, read_text, without_mark
 
-Pair = tuple[str, str]
-Kind = Literal["heading", "term", "link"]
+Kind = Literal["heading", "question", "term", "link"]
 
 LONGEST = 2000  # characters kept of a section; a pair is cut further
 COMMON = 3  # a heading that stands this often in a manual says nothing of its section
@@ -30,9 +30,12 @@ FURNITURE = re.compile(  # a word of an element's class
     r"(nav|navheader|navfooter|navigation|toc|toctree-wrapper|related|headerlink|footer|contents|menu|wy-nav-(side|top)"
     r"|(breadcrumb|highlight|sidebar|sphinxsidebar|bd-sidebar|bd-toc|rst-footer).*)"
 )
-NEVER = ("faq",)  # folders: one of the collections that the small checkpoint is measured on is made of such pages
+NEVER = ("doc/python3.11/",)  # its FAQ: one of the collections that the small checkpoint is measured on is made of it
 PROGRAM = re.compile(r"[_()\[\]{}=<>|\\*]")  # signs of names and signatures
 HEADING = re.compile(r"h[1-6]")
+FAQ_SUFFIXES = ("", ".faq", ".htm", ".html", ".md", ".rst", ".shtml", ".txt", ".xhtml")
+BOLD = ("b", "strong")
+Q = re.compile(r"\s*(Q|Question)\s*[0-9.]*\s*[:.)]", re.IGNORECASE)
 NUMBERING = re.compile(
     r"^((chapter|appendix|section|part)\s+)?([A-Z]?[0-9]+([.-][0-9A-Za-z]{1,3})*|[A-Z]([.][0-9]+)+)[.:)]?\s+", re.I
 )
@@ -105,6 +108,10 @@ class Section:
     def passage(self) -> str:
         return f"{self.heading}. {self.text}"
 
+    @cached_property
+    def question(self) -> str | None:
+        return asked(self.heading)
+
 
 @dataclass
 class Manual:
@@ -118,12 +125,23 @@ class Manual:
         if kind == "link":
             yield from self._linked()
             return
-        of_kind = [section for section in self.sections if section.kind == kind and section.text]
+        if kind == "question":
+            yield from self._answered()
+            return
+        of_kind = [section for section in self.sections if section.kind == kind and section.text and not section.question]
         often = Counter(section.heading.lower() for section in of_kind)
         for section in of_kind:
             query = f"{section.page}: {section.heading}" if kind == "term" else section.heading
             if often[section.heading.lower()] < COMMON and is_query(query):
                 yield query, section.text
+
+    def _answered(self) -> Iterator[Pair]:
+        """A question under which little is said stands in a table of contents: the longest text is its answer."""
+        answers: dict[str, str] = {}
+        for section in self.sections:
+            if section.question:
+                answers[section.question] = max(answers.get(section.question, ""), without_mark(section.text), key=len)
+        yield from answers.items()
 
     def _linked(self) -> Iterator[Pair]:
         """Words that lead to one section alone and are not its heading."""
@@ -165,12 +183,12 @@ class Page:
             element.drop_tree()
         heading = None  # the one that is open
         for event, element in etree.iterwalk(document, events=("start", "end")):
-            named = element.tag == "dt" or HEADING.fullmatch(element.tag)
             if event == "start":
                 self._note(element)
-                if named:
+                kind = kind_of(element, heading is not None)
+                if kind:
                     heading = element
-                    self._begin(clean(element.text_content()), "term" if element.tag == "dt" else "heading")
+                    self._begin(clean(element.text_content()), kind)
                 elif heading is None:
                     self._text.append(element.text or "")
             else:
@@ -207,6 +225,28 @@ class Page:
         self._section, self._text = None, []
 
 
+def kind_of(element: html.HtmlElement, inside: bool) -> Kind | None:
+    """What an element begins, perhaps inside of a heading; None: nothing.
+
+    A bold question, and a paragraph that is wholly bold, begins with "Q:" or is of a class of questions, is like a heading.
+    """
+    if element.tag == "dt":
+        return "term"
+    if HEADING.fullmatch(element.tag):
+        return "heading"
+    if inside or (element.tag not in BOLD and element.tag != "p" and "question" not in (element.get("class") or "").lower()):
+        return None
+    text = element.text_content()
+    alone = element.tag != "p" or "question" in (element.get("class") or "") or Q.match(text) or is_bold(element)
+    return "question" if alone and len(text) < 300 and asked(clean(text)) else None
+
+
+def is_bold(paragraph: html.HtmlElement) -> bool:
+    """No word of it stands outside of elements that are bold or lead somewhere."""
+    plain = (paragraph.text or "") + "".join(child.tail or "" for child in paragraph)
+    return not plain.strip() and any(child.tag in BOLD for child in paragraph.iter())
+
+
 def left_out(element: html.HtmlElement) -> bool:
     """Not the manual's prose: programs, forms, and what every page has."""
     return element.tag in LEFT_OUT or any(map(FURNITURE.fullmatch, (element.get("class") or "").split()))
@@ -218,16 +258,35 @@ def clean(text: str) -> str:
 
 
 def read_html(folder: Path) -> Manual:
-    """All pages below a folder."""
+    """All pages below a folder that are no FAQ's."""
     manual = Manual()
     for path in sorted(folder.rglob("*.htm*")):
         name = path.relative_to(folder)
-        if not path.is_file() or path.is_symlink() or set(name.parts) & set(NEVER):
-            continue
-        content = path.read_bytes()
-        page = Page(manual, name.as_posix().removesuffix(".gz"))
-        page.read(gzip.decompress(content) if path.suffix == ".gz" else content)
+        if path.is_file() and not path.is_symlink() and "faq" not in name.parts:
+            Page(manual, name.as_posix().removesuffix(".gz")).read(content_of(path))
     return manual
+
+
+def content_of(path: Path) -> bytes:
+    content = path.read_bytes()
+    return gzip.decompress(content) if path.suffix == ".gz" else content
+
+
+def read_faqs(unpacked: Path) -> Iterator[Manual]:
+    """Each file that is called FAQ or lies in a folder of that name, a page or a plain text."""
+    share = unpacked / "usr/share"
+    for path in sorted(share.rglob("*")):
+        name = path.relative_to(share).as_posix()
+        named = "faq" in name.lower() and Path(name.removesuffix(".gz")).suffix.lower() in FAQ_SUFFIXES
+        if not named or name.startswith(NEVER) or "_sources" in name or path.is_symlink() or not path.is_file():
+            continue
+        content, manual = content_of(path), Manual()
+        if "htm" in path.name or b"<html" in content[:2000].lower():
+            Page(manual, path.name).read(content)
+        else:
+            asked_and_said = read_text(content.decode("utf-8", "replace"))
+            manual.sections = [Section("", question, "question", clean(said)[:LONGEST]) for question, said in asked_and_said]
+        yield manual
 
 
 def read_info(paths: list[Path]) -> Manual:

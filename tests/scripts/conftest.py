@@ -29,7 +29,7 @@ EXAMPLES = make_examples(60)
 TEXTS = [text for text in make_texts(150, seed=5) if len(text.split()) > 3]
 QUERIES = [" ".join(text.split()[:4]) for text in TEXTS[::8]]
 
-sys.path.append(str(SCRIPTS / "bench"))  # as sys.path[0] is when one of these runs
+sys.path.extend(str(SCRIPTS / folder) for folder in ("bench", "pairs"))  # as when one of these runs
 
 Takes = Callable[..., None]
 
