@@ -37,7 +37,7 @@ class Source(NamedTuple):
     what: str
     packages: tuple[str, ...]  # none: the package lists themselves
     licence: str  # where the packages' copyright files do not say it in a line
-    read: Callable[[Path], Iterator[Pair]]  # of the folder with everything unpacked
+    read: Callable[[Path], Iterator[Pair]]  # of the folder with the packages' own ones and the package lists
     shortest: int = 80  # characters of a passage
 
 
@@ -68,7 +68,7 @@ def limit(text: str) -> tuple[str, int]:
 
 
 def fetch(fetched: Path, unpacked: Path, packages: set[str]) -> None:
-    """Get what is not there yet, with apt's own checks of signatures, and unpack it; the system stays as it is."""
+    """Get what is not there yet, with apt's own checks of signatures, and unpack it, each package in a folder of its name."""
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise UserError(f"{tool} is not here: run this on Debian or Ubuntu (or in a container of it)")
@@ -76,10 +76,11 @@ def fetch(fetched: Path, unpacked: Path, packages: set[str]) -> None:
     if not list(fetched.glob("*Translation-en")):
         options = (f"Dir::State::Lists={fetched.absolute()}", "Acquire::Languages=en", "Acquire::GzipIndexes=false")
         run("apt-get", "update", *(part for option in options for part in ("-o", option)))
+    missing = [package for package in sorted(packages) if not list(fetched.glob(f"{package}_*.deb"))]
+    if missing:
+        run("apt-get", "download", *missing, cwd=fetched)
     for package in sorted(packages):
-        if not list(fetched.glob(f"{package}_*.deb")):
-            run("apt-get", "download", package, cwd=fetched)
-        run("dpkg-deb", "-x", str(max(fetched.glob(f"{package}_*.deb")).absolute()), str(unpacked))
+        run("dpkg-deb", "-x", str(max(fetched.glob(f"{package}_*.deb")).absolute()), str(unpacked / package))
     for lists in fetched.glob("*Translation-en"):
         shutil.copy(lists, unpacked)
 
@@ -136,7 +137,7 @@ def plain(text: str) -> str:
 
 def licence(unpacked: Path, package: str) -> str | None:
     """What a machine-readable copyright file says of all but the packaging, if that is short."""
-    path = unpacked / "usr/share/doc" / package / "copyright"
+    path = unpacked / package / "usr/share/doc" / package / "copyright"
     text = path.read_text("utf-8", "replace") if path.is_file() else ""  # some link to another package's folder
     upstream = [part for part in text.split("\n\n") if part.startswith("Files:") and not part.startswith("Files: debian/")]
     names = list(dict.fromkeys(re.findall(r"^License: *(\S.*)$", "\n".join(upstream), re.MULTILINE)))
@@ -175,7 +176,7 @@ def base64_number(digits: str) -> int:
 
 def read_gcide(unpacked: Path) -> Iterator[Pair]:
     """Headword -> article; the other terms of an article are phrases somewhere in it."""
-    for term, article in read_dictd(unpacked / "usr/share/dictd/gcide"):
+    for term, article in read_dictd(unpacked / "dict-gcide/usr/share/dictd/gcide"):
         text = clean_gcide(article)
         if text.lower().startswith(term.lower()):
             yield term, text
@@ -192,7 +193,7 @@ def clean_gcide(article: str) -> str:
 def read_wordnet(unpacked: Path) -> Iterator[Pair]:
     """Lemmas -> gloss; a line is `offset file type count (lemma id)* ... | gloss`, the count in hexadecimal."""
     for kind in ("noun", "verb", "adj", "adv"):
-        for line in (unpacked / f"usr/share/wordnet/data.{kind}").read_text("utf-8").splitlines():
+        for line in (unpacked / f"wordnet-base/usr/share/wordnet/data.{kind}").read_text("utf-8").splitlines():
             if not line.startswith(" "):  # the licence
                 fields, _, gloss = line.partition(" | ")
                 words = fields.split(" ")
@@ -230,7 +231,7 @@ def read_questions(unpacked: Path) -> Iterator[Pair]:
 
 def read_manpages(unpacked: Path) -> Iterator[Pair]:
     """One line of NAME -> DESCRIPTION."""
-    for path in sorted(unpacked.glob("usr/share/man/man*/*.gz")):
+    for path in (path for package in MANPAGES for path in sorted((unpacked / package).glob("usr/share/man/man*/*.gz"))):
         sections = parse_man(gzip.decompress(path.read_bytes()).decode("utf-8", "replace"))
         _, _, purpose = sections.get("NAME", "").partition(" - ")
         yield purpose, sections.get("DESCRIPTION", "")
@@ -261,13 +262,14 @@ def unescape(text: str) -> str:
     return re.sub(r"\\([-'` ])", r"\1", text.replace("\\~", " ")).replace("\\e", "\\")
 
 
+MANPAGES = ("manpages", "manpages-dev", "git-man", "libssl-doc", "systemd", "tcl8.6-doc", "tk8.6-doc")
 SOURCES = {
     "debian_synopsis": Source("package synopsis -> description", (), "of each package its own", read_descriptions),
     "foldoc": Source(
         "computing term -> article (Free On-line Dictionary of Computing, foldoc.org, editor Denis Howe)",
         ("dict-foldoc",),
         "GFDL-1.1+",
-        lambda unpacked: read_dictd(unpacked / "usr/share/dictd/foldoc"),
+        lambda unpacked: read_dictd(unpacked / "dict-foldoc/usr/share/dictd/foldoc"),
     ),
     "gcide": Source(
         "word -> article (GNU Collaborative International Dictionary of English)",
@@ -279,7 +281,7 @@ SOURCES = {
     "wordnet": Source("lemmas -> gloss (WordNet 3.0, Princeton)", ("wordnet-base",), "WordNet 3.0", read_wordnet, shortest=4),
     "manpage": Source(
         "what a manual page is about -> its DESCRIPTION (Linux man-pages)",
-        ("manpages", "manpages-dev", "git-man", "libssl-doc", "systemd", "tcl8.6-doc", "tk8.6-doc"),
+        MANPAGES,
         "per page in the package's copyright file",
         read_manpages,
     ),
@@ -287,7 +289,7 @@ SOURCES = {
         "hackers' term -> article (The Jargon File)",
         ("dict-jargon",),
         "public domain",
-        lambda unpacked: read_dictd(unpacked / "usr/share/dictd/jargon"),
+        lambda unpacked: read_dictd(unpacked / "dict-jargon/usr/share/dictd/jargon"),
     ),
     "gloss": Source("WordNet's gloss -> GCIDE's article", ("wordnet-base", "dict-gcide"), "WordNet 3.0; GPL-2+", read_glosses),
     "heading": Source("heading -> section of a manual", tuple(MANUALS), "of each manual its own", read_manual("heading")),

@@ -28,8 +28,9 @@ def dictd(folder: Path, name: str, articles: list[tuple[list[str], str]]) -> Non
     for terms, article in articles:
         index += "".join(f"{term}\t{digits[len(text)]}\t{digits[len(article.encode())]}\n" for term in terms)
         text += article.encode()
-    write(folder / "usr/share/dictd" / f"{name}.index", index)
-    write(folder / "usr/share/dictd" / f"{name}.dict.dz", gzip.compress(text))
+    folder = folder / f"dict-{name}/usr/share/dictd"
+    write(folder / f"{name}.index", index)
+    write(folder / f"{name}.dict.dz", gzip.compress(text))
 
 
 def test_package_lists_give_synopsis_and_description(script: ModuleType, tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_package_lists_give_synopsis_and_description(script: ModuleType, tmp_pat
 
 def test_a_dictionarys_article_is_read_once_under_its_first_term(script: ModuleType, tmp_path: Path) -> None:
     dictd(tmp_path, "foldoc", [(["00-database-info"], "about"), (["bit", "byte"], "Bit\n\n  small"), (["ö"], "Ö")])
-    assert list(script.read_dictd(tmp_path / "usr/share/dictd/foldoc")) == [("bit", "Bit\n\n  small"), ("ö", "Ö")]
+    assert list(script.read_dictd(tmp_path / "dict-foldoc/usr/share/dictd/foldoc")) == [("bit", "Bit\n\n  small"), ("ö", "Ö")]
     assert script.base64_number("Gb9L") == 6 * 64**3 + 27 * 64**2 + 61 * 64 + 11
 
 
@@ -56,7 +57,7 @@ def test_gcide_keeps_headwords_and_drops_marks(script: ModuleType, tmp_path: Pat
 
 
 def test_wordnet_gives_lemmas_and_gloss(script: ModuleType, tmp_path: Path) -> None:
-    folder = tmp_path / "usr/share/wordnet"
+    folder = tmp_path / "wordnet-base/usr/share/wordnet"
     line = "00002137 03 n 02 abstraction 0 abstract_entity 0 001 @ 00001740 n 0000 | a general concept  \n"
     write(folder / "data.noun", "  1 This software is licensed\n" + line)
     write(folder / "data.adj", "00001740 00 a 01 able(p) 0 000 | having means  \n")
@@ -72,7 +73,8 @@ def test_manual_pages_become_running_text(script: ModuleType, tmp_path: Path) ->
         '.SH DESCRIPTION\nReturns max(\\fIx\\fP\\-\\fIy\\fP,0) \\(aqsic\\(aq, see\n.BR strlen (3)\nand\n.BI "f(" x );\n'
         ".TS\nl l.\na\tb\n.TE\n.IP \\(bu 3\none\\~item, \\e0.\n.SH ERRORS\nNone.\n"
     )
-    write(tmp_path / "usr/share/man/man3/fdim.3.gz", gzip.compress(page.encode()))
+    for package in ("manpages-dev", "mutt"):  # the other is here for its manual
+        write(tmp_path / package / "usr/share/man/man3/fdim.3.gz", gzip.compress(page.encode()))
     [(query, positive)] = script.read_manpages(tmp_path)
     assert query.strip() == "positive difference"
     assert " ".join(positive.split()) == "Returns max(x-y,0) 'sic', see strlen(3) and f(x); one item, \\0."
@@ -98,7 +100,7 @@ def test_pairs_are_cleaned_once_each_and_in_an_order_of_their_own(script: Module
 
 
 def test_a_licence_is_read_where_it_is_short_and_is_not_the_packagings(script: ModuleType, tmp_path: Path) -> None:
-    path = tmp_path / "usr/share/doc/p/copyright"
+    path = tmp_path / "p/usr/share/doc/p/copyright"
     write(path, "Format: x\n\nFiles: *\nLicense: WordNet3.0\n text\n\nFiles: debian/*\nLicense: GPL-2+\n")
     assert script.licence(tmp_path, "p") == "WordNet3.0"
     write(path, "Distributed under the GFDL.\n")

@@ -107,15 +107,15 @@ def test_files_named_faq_are_read_in_pages_and_in_plain_text(manuals: ModuleType
 <p><b>Is it free?</b></p><p>A: It {SAID}.</p><p>Would <b>you</b> ask why it is so?</p>
 <p>Q: Who made it?</p><p>It {SAID}.</p><div class="question">May I sell it?</div><p>It {SAID}.</p></body></html>"""
     files = {
-        "doc/a/html/faq.html": page,
-        "doc/a/html/_sources/faq.rst.txt": "What of a page's source?\n\nIt is the page again.\n",
-        "doc/a/FAQ.gz": f"Why is it slow?\n\nIt {SAID}.\n",
-        "doc/python3.11/html/faq/general.html": f"<h1>What is this made of?</h1><p>It {SAID}.</p>",
-        "doc/a/faq.png": "Is this a text?\n\nNo.\n",
-        "doc/a/README": "Is this one?\n\nNo.\n",
+        "lsof/usr/share/doc/a/html/faq.html": page,
+        "lsof/usr/share/doc/a/html/_sources/faq.rst.txt": "What of a page's source?\n\nIt is the page again.\n",
+        "cvs/usr/share/doc/a/FAQ.gz": f"Why is it slow?\n\nIt {SAID}.\n",
+        "python3.11-doc/usr/share/doc/python3.11/html/faq/general.html": f"<h1>What is this made of?</h1><p>It {SAID}.</p>",
+        "cvs/usr/share/doc/a/faq.png": "Is this a text?\n\nNo.\n",
+        "cvs/usr/share/doc/a/README": "Is this one?\n\nNo.\n",
     }
     for name, content in files.items():
-        path = tmp_path / "usr/share" / name
+        path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(content.encode()) if path.suffix == ".gz" else content.encode())
     found = [dict(manual.pairs("question")) for manual in manuals.read_faqs(tmp_path)]
