@@ -73,6 +73,7 @@ def fetch(fetched: Path, unpacked: Path, packages: set[str]) -> None:
         if shutil.which(tool) is None:
             raise UserError(f"{tool} is not here: run this on Debian or Ubuntu (or in a container of it)")
     (fetched / "partial").mkdir(parents=True, exist_ok=True)
+    unpacked.mkdir(parents=True, exist_ok=True)
     if not list(fetched.glob("*Translation-en")):
         options = (f"Dir::State::Lists={fetched.absolute()}", "Acquire::Languages=en", "Acquire::GzipIndexes=false")
         run("apt-get", "update", *(part for option in options for part in ("-o", option)))

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The small checkpoint from nothing, in three stages: pairs from Debian packages; masks that learn the base's own token vectors;
-# then twice with more positions and dimensions, which an index of few bits keeps well, each time the mean of before and after.
+# then twice with more dimensions, which an index of few bits keeps well: the mean of before and after, and of two runs in which
+# a third of the pairs are questions with their answers.
 # Usage: [WORK=training] [STEPS=700] [MORE=600] [LAST=420] [SEED=0] [K=4/16] [DEV="BEIR_FOLDER ..."] [EXCLUDE=HASHES] \
 #        bash scripts/train.sh
 # Interrupted, the same command goes on. K=1/1 trains a sibling of one vector, by the first stage. Needs apt-get and dpkg-deb.
@@ -21,7 +22,8 @@ if [ ! -f "$WORK/pairs/README.md" ]; then
 fi
 if [ ! -f "$WORK/fit.jsonl" ]; then
     zcat $(pairs debian_synopsis foldoc) | sed 's/^{"query": .*, "positive":/{"text":/' |
-        shuf -n 6000 --random-source=<(yes) >"$WORK/fit.jsonl"
+        shuf -n 6000 --random-source=<(yes) >"$WORK/fit.part"
+    mv "$WORK/fit.part" "$WORK/fit.jsonl"
 fi
 lengths="--query-max-length 48 --passage-max-length 200"
 tokens() { # OUT DIM PROJECTION...: the base's token vectors, as ColBERT would use them
@@ -42,24 +44,32 @@ start=$WORK/start$name first=$WORK/first$name second=$WORK/second$name out=$WORK
     $nested --set nested_dim=[64,128] --set nested_cells=1 --set sparse=0.05 --set lora_rank=32 \
     --set passage_tokens=156 --set steps="$STEPS" --set seed="$SEED"
 
-further() { # START OUT OPTIONS...: trained on from START, and the mean of before and after
-    [ -d "$2-trained" ] || $run train "$1" --out "$2-trained" $dev "${@:3}" \
-        $(pairs debian_synopsis foldoc gcide gloss heading link manpage term) --preset small \
+mean() { [ -d "$3" ] || .venv/bin/python scripts/average.py "$@"; }
+further() { # START OUT PAIRS OPTIONS...: trained on from START
+    [ -d "$2" ] || $run train "$1" --out "$2" $dev "${@:3}" --preset small \
         --set teacher="$first-teacher" --set teacher_weight=2 --set teacher_words=0.1 --set coverage=1 --set contrastive=0.1 \
         --set sparse=0.2 --set codes=2 --set nested_cells=1 --set grouped=8 --set lora_rank=32 --set learning_rate=4e-4 \
         --set warmup=20
-    [ -d "$2" ] || .venv/bin/python scripts/average.py "$1" "$2-trained" "$2"
 }
 
 if [ "$K" != 4/16 ]; then
     out=$first
 elif [ ! -d "$out" ]; then
-    [ -d "$first-256" ] || $run convert "$first" "$first-256" --dim 256 --k-query 8 --fit-on "$WORK/fit.jsonl" --rotate
-    tokens "$first-teacher" 256 --projection-of "$first-256"
-    further "$first-256" "$second" --set steps="$MORE" --set passage_tokens=112 --set nested_k_passage=[3,5] \
-        --set seed="$SEED" $(pairs wordnet)
-    further "$second" "$out-mean" --set steps="$LAST" --set passage_tokens=160 --set nested_k_passage=[3] \
-        --set seed="$((SEED + 1))" # the pairs in another order
+    [ -d "$first-240" ] || $run convert "$first" "$first-240" --dim 240 --k-query 8 --fit-on "$WORK/fit.jsonl" --rotate
+    tokens "$first-teacher" 240 --projection-of "$first-240"
+    others=$(pairs debian_synopsis foldoc gcide gloss heading link manpage term)
+    further "$first-240" "$second-trained" $(pairs question wordnet) $others \
+        --set steps="$MORE" --set passage_tokens=112 --set nested_k_passage=[3,5] --set seed="$SEED"
+    mean "$first-240" "$second-trained" "$second"
+    if [ ! -f "$WORK/last.jsonl" ]; then # every question, and of the others one in seven
+        { zcat $(pairs question) && zcat $others | awk 'NR % 7 == 0'; } | shuf --random-source=<(yes) >"$WORK/last.part"
+        mv "$WORK/last.part" "$WORK/last.jsonl"
+    fi
+    for order in 1 2; do # the same pairs, each time in another order
+        further "$second" "$out-$order" "$WORK/last.jsonl" \
+            --set steps="$LAST" --set passage_tokens=160 --set nested_k_passage=[3] --set seed="$((SEED + order))"
+    done
+    mean "$out-1" "$out-2" "$out-mean"
     $run convert "$out-mean" "$out" --k-passage 3 --nbits 2 # what ships; OUT-mean has all 16 positions
 fi
 for collection in $DEV; do

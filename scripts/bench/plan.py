@@ -10,7 +10,7 @@ Usage: plan.py --out FOLDER [--cells 10000:16:128:2,...] [--keep]
 
 OUT/plan.json keeps every row; interrupted, the same command goes on, and other cells may be asked for later. With
 --keep the indexes built by this run stay in OUT, named by their cells, for memory.py --index. At most 16 vectors
-of 256 dimensions, as many masks and dimensions as the shipped checkpoint has.
+of 240 dimensions, as many masks and dimensions as the shipped checkpoint has.
 """
 
 import shutil

@@ -56,9 +56,9 @@ def test_the_shipped_checkpoint_answers() -> None:
     checkpoint = DiffusionCheckpoint(default_checkpoint())
     passages = ["Berlin is the capital of Germany.", "Bread is baked from flour.", "Paris is the capital of France."]
     assert checkpoint.rerank("What is the capital of France?", passages)[0][0] == 2
-    assert checkpoint.config.dim == 256
-    assert checkpoint.encode_query([""])[0].shape == (8, 256)
-    assert all(vectors.shape == (3, 256) for vectors in checkpoint.encode_document([*passages, ""]))
+    assert checkpoint.config.dim == 240
+    assert checkpoint.encode_query([""])[0].shape == (8, 240)
+    assert all(vectors.shape == (3, 240) for vectors in checkpoint.encode_document([*passages, ""]))
     predicted = checkpoint.predict_words(passages, top=10)
     assert any("bread" in position for position in predicted[1])
 

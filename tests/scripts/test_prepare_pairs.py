@@ -2,6 +2,8 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -142,6 +144,21 @@ def test_a_source_that_is_not_wanted_is_neither_fetched_nor_read(
     script.main([str(tmp_path), "--limit", "other=0"])
     assert fetched == [{"a"}]
     assert {path.name for path in tmp_path.iterdir()} == {"some.jsonl.gz", "README.md"}
+
+
+@pytest.mark.skipif(not (shutil.which("apt-get") and shutil.which("dpkg-deb")), reason="of Debian")
+def test_each_package_is_unpacked_in_a_folder_of_its_name(script: ModuleType, tmp_path: Path) -> None:
+    for package in ("one", "two"):
+        write(tmp_path / package / "usr/share/same", package)
+        write(
+            tmp_path / package / "DEBIAN/control",
+            f"Package: {package}\nVersion: 1\nArchitecture: all\nMaintainer: a\nDescription: b\n",
+        )
+        write(tmp_path / "fetched" / "of_Translation-en", "")
+        subprocess.run(["dpkg-deb", "-b", tmp_path / package, tmp_path / "fetched" / f"{package}_1_all.deb"], check=True)
+    script.fetch(tmp_path / "fetched", tmp_path / "a/b", {"one", "two"})
+    assert [(tmp_path / "a/b" / package / "usr/share/same").read_text() for package in ("one", "two")] == ["one", "two"]
+    assert (tmp_path / "a/b/of_Translation-en").is_file()
 
 
 def test_without_apt_the_error_is_one_line(
