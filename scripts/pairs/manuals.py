@@ -233,10 +233,11 @@ def kind_of(element: html.HtmlElement, inside: bool) -> Kind | None:
         return "term"
     if HEADING.fullmatch(element.tag):
         return "heading"
-    if inside or (element.tag not in BOLD and element.tag != "p" and "question" not in (element.get("class") or "").lower()):
+    of_questions = "question" in (element.get("class") or "").lower()
+    if inside or not (of_questions or element.tag in BOLD or element.tag == "p"):
         return None
     text = element.text_content()
-    alone = element.tag != "p" or "question" in (element.get("class") or "") or Q.match(text) or is_bold(element)
+    alone = of_questions or element.tag in BOLD or Q.match(text) or is_bold(element)
     return "question" if alone and len(text) < 300 and asked(clean(text)) else None
 
 

@@ -19,13 +19,13 @@ MARK = re.compile(  # what stands before a question: bullets, its number, "Q:"
     |[([]?[A-Z]?[0-9]+([.-][0-9A-Z]{1,3})*[\])]?[.:)]*\s+(?=[A-Z"'(])|[([]?[A-Z]([.-][0-9]+)*[\]).:]+\s+)+""",
     re.IGNORECASE | re.VERBOSE,
 )
-ANSWER = re.compile(r"\s*[(\[*]*(A|Answer)[0-9]*[\s\])*]*[:.)-]\s*")
+ANSWER = re.compile(r"^\s*[(\[*]*(A|Answer)[0-9]*[\s\])*]*[:.)-]\s*")
 LINE = re.compile(r"[-=~^*_#\s]*")  # drawn under or after a question
 
 
 def asked(text: str) -> str | None:
     """The question that a heading or paragraph is, without its number; None: it is none."""
-    text = MARK.sub("", " ".join(text.split()).rstrip("-=~^*_# "), count=1).strip(' *_="|')
+    text = MARK.sub("", " ".join(text.split()).rstrip("-=~^*_# ")).strip(' *_="|')
     words = [word.strip('",.?()') for word in text.lower().replace("’", "'").split()]
     letters = sum(character.isalpha() and character.isascii() for character in text)
     fits = len(words) in WORDS and len(text) <= LONGEST and letters >= 0.7 * len(text.replace(" ", ""))
@@ -35,7 +35,7 @@ def asked(text: str) -> str | None:
 
 def without_mark(answer: str) -> str:
     """Without the "A:" before it."""
-    return ANSWER.sub("", answer, count=1) if ANSWER.match(answer) else answer
+    return ANSWER.sub("", answer)
 
 
 def read_text(text: str) -> Iterator[Pair]:
@@ -44,29 +44,30 @@ def read_text(text: str) -> Iterator[Pair]:
     answer: list[str] = []
     for paragraph in re.split(r"\n[ \t]*\n+", text.replace("\r", "").expandtabs()):
         lines = paragraph.strip("\n").split("\n")
-        taken = lines_asked(lines)
-        if taken:
+        begins = first_question(lines)
+        if begins:
             if question is not None:
                 yield question, " ".join(answer)
-            question, answer = asked(" ".join(lines[:taken])), []
+            (question, lines), answer = begins, []
         if question is not None:
-            answer += [line for line in lines[taken:] if not LINE.fullmatch(line)]
+            answer += [line for line in lines if not LINE.fullmatch(line)]
     if question is not None:
         yield question, " ".join(answer)
 
 
-def lines_asked(lines: list[str]) -> int:
-    """How many of a paragraph's first lines are a question; 0: it begins with none.
+def first_question(lines: list[str]) -> tuple[str, list[str]] | None:
+    """The question that a paragraph begins with, and its lines after it; None: it begins with none.
 
     What follows a question in its own paragraph must look like its answer: a line under it, "A:", an indent, or the question
     has a number. Otherwise the question is the first sentence of a text.
     """
     taken = next((n for n, line in enumerate(lines[:4], 1) if line.rstrip("-=~^*_# ").endswith("?")), 0)
-    if not taken or asked(" ".join(lines[:taken])) is None:
-        return 0
+    question = asked(" ".join(lines[:taken]))
+    if question is None:
+        return None
     first, rest = lines[0], lines[taken:]
     answered = not rest or LINE.fullmatch(rest[0]) or ANSWER.match(rest[0]) or MARK.match(first.strip())
-    return taken if answered or (rest[0].startswith(" ") and not first.startswith(" ")) else 0
+    return (question, rest) if answered or (rest[0].startswith(" ") and not first.startswith(" ")) else None
 
 
 # Debian packages with five questions or more in their files named FAQ, and not many megabytes for each.
