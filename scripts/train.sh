@@ -70,7 +70,7 @@ elif [ ! -d "$out" ]; then
             --set steps="$LAST" --set passage_tokens=160 --set nested_k_passage=[3] --set seed="$((SEED + order))"
     done
     mean "$out-1" "$out-2" "$out-mean"
-    $run convert "$out-mean" "$out" --k-passage 3 --nbits 2 # what ships; OUT-mean has all 16 positions
+    $run convert "$out-mean" "$out" --k-passage 3 --nbits 2 --word-weight .3 # what ships; OUT-mean has all 16 positions
 fi
 for collection in $DEV; do
     $run evaluate "$collection" --checkpoint "$out" --bm25 --exact --plaid

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..backbones.backbone import Backbone
 from ..backbones.loading import load_backbone
 from ..backbones.sources import TOKENIZER_FILES, locate, settled
+from ..common.checks import is_number
 from ..common.errors import UserError
 from ..common.files import folder_aside, needing_room
 from ..common.locking import writing
@@ -43,6 +44,7 @@ class _Kept(NamedTuple):
     merge_above: float | None
     cover_above: float | None
     nbits: int | None
+    word_weight: float | None
     rotate: bool
 
     def of(self, config: DiffusionConfig) -> DiffusionConfig:
@@ -51,6 +53,11 @@ class _Kept(NamedTuple):
             raise UserError(f"nbits is {self.nbits}, expected 1, 2, 4 or 8")
         if self.nbits is not None:
             config = replace(config, search={**config.search, "nbits": self.nbits})
+        if self.word_weight is not None:
+            if not is_number(self.word_weight, 0, 1000):
+                raise UserError(f"the weight of the words is {self.word_weight!r:.40}, expected 0 to 1000")
+            weights = {"bm25_weight": self.word_weight, "predicted_weight": self.word_weight}
+            config = replace(config, search={**config.search, **weights})
         if self.rotate:
             config = replace(config, projection="rotated")
         if self.merge_above is None and self.cover_above is None:
@@ -74,6 +81,7 @@ def convert(
     merge_above: float | None = None,
     cover_above: float | None = None,
     nbits: int | None = None,
+    word_weight: float | None = None,
     rotate: bool = False,
     query_max_length: int | None = None,
     passage_max_length: int | None = None,
@@ -93,6 +101,8 @@ def convert(
         backbone: where the release's base is, if not where its adapter says.
         merge_above, cover_above: how a passage gets fewer vectors than k (`DiffusionConfig`); None: as the source does.
         nbits: bits per dimension that an index of this checkpoint gets unless it is told otherwise; None: the source's, or 2.
+        word_weight: of the words beside vectors in its indexes, which then are searched by both unless a search is told
+            otherwise; for where that was measured to help. None: as the source does.
         rotate: rotate the vectors, so that an index keeps them better (`Projection.rotated`); fewer of their dimensions
             cannot be taken afterwards.
         family, readout, k_query (4), k_passage (16), mask_position, prompts: for a bare backbone; `prompts` has
@@ -106,7 +116,7 @@ def convert(
     >>> convert("ielabgroup/diffretriever-dream-7b-single", "dream", dim=128, fit_on=read_collection("passages.tsv"))
     DiffusionCheckpoint('dream', k_query=1, k_passage=1, dim=128)
     """
-    target, kept = Path(out), _Kept(merge_above, cover_above, nbits, rotate)
+    target, kept = Path(out), _Kept(merge_above, cover_above, nbits, word_weight, rotate)
     with needing_room(target), writing(target):
         if target.exists():
             raise UserError(f"{target} exists; choose another folder or delete it")

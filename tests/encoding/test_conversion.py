@@ -146,6 +146,10 @@ def test_a_nested_checkpoints_prefix_is_a_checkpoint_of_its_own(tiny_config: Dif
     assert merged.config.search["nbits"] == 4
     with pytest.raises(UserError, match="nbits is 3"):
         convert(str(tmp_path / "nested"), tmp_path / "odd", nbits=3)
+    with pytest.raises(UserError, match="weight of the words is -1"):
+        convert(str(tmp_path / "nested"), tmp_path / "odd", word_weight=-1)
+    weighed = convert(str(tmp_path / "merged"), tmp_path / "weighed", word_weight=0.2)
+    assert weighed.config.search == {"nbits": 4, "bm25_weight": 0.2, "predicted_weight": 0.2}
     assert sum(map(len, merged.encode_document(texts))) < sum(map(len, whole))
     covering = convert(str(tmp_path / "merged"), tmp_path / "covering", cover_above=0.7)
     assert (covering.config.merge_above, covering.config.cover_above, covering.config.search["nbits"]) == (None, 0.7, 4)
