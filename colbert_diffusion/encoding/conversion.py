@@ -102,7 +102,7 @@ def convert(
         merge_above, cover_above: how a passage gets fewer vectors than k (`DiffusionConfig`); None: as the source does.
         nbits: bits per dimension that an index of this checkpoint gets unless it is told otherwise; None: the source's, or 2.
         word_weight: of the words beside vectors in its indexes, which then are searched by both unless a search is told
-            otherwise; for where that was measured to help. None: as the source does.
+            otherwise; for where it is known to help, as `tune` and `tune-fusion` measure it. None: as the source does.
         rotate: rotate the vectors, so that an index keeps them better (`Projection.rotated`); fewer of their dimensions
             cannot be taken afterwards.
         family, readout, k_query (4), k_passage (16), mask_position, prompts: for a bare backbone; `prompts` has
