@@ -30,6 +30,8 @@ HEAD_FILE = "head.safetensors"
 
 
 NBITS = (1, 2, 4, 8)  # per dimension of a residual, as ColBERT packs them
+HEAVIEST = 1000  # weight of the words beside vectors
+WORD_WEIGHTS = ("bm25_weight", "predicted_weight")
 
 MOST = 2**20  # of a length, a size or a prompt; far more than any model here takes
 TOKENS = 2**24  # rows of an embedding
@@ -156,8 +158,9 @@ class DiffusionConfig:
         projection: "none", "pca", "learned" or "rotated" (the first dimensions say no more than the last, so that they are
             no vectors by themselves); anything but "none" is read from `projection.safetensors`.
         dtype: torch dtype name on CPU and GPU alike; None: float32 on CPU, bfloat16 on GPU.
-        search: recommended ColBERT settings (nbits, ncells, centroid_score_threshold, ndocs), and the weight of words beside
-            vectors (bm25_weight, predicted_weight), where it was shown to help.
+        search: what an index of this checkpoint gets unless it is told otherwise: bits per dimension (nbits), and the weight of
+            words beside vectors (bm25_weight, predicted_weight), where it was shown to help. Other numbers are kept as they
+            are.
         training: provenance.
 
     Raises:
@@ -231,8 +234,11 @@ class DiffusionConfig:
         if not isinstance(self.search, Mapping) or not isinstance(self.training, Mapping):
             raise UserError("search and training are objects")
         for name, value in self.search.items():
-            if not is_number(value, -MOST, MOST):
-                raise UserError(f"search: {name} is {value!r:.40}, expected a number up to {MOST:,}")
+            if name == "nbits" and (type(value) is not int or value not in NBITS):
+                raise UserError(f"search: nbits is {value!r:.40}, expected 1, 2, 4 or 8")
+            least, most = (0, HEAVIEST) if name in WORD_WEIGHTS else (-MOST, MOST)
+            if not is_number(value, least, most):
+                raise UserError(f"search: {name} is {value!r:.40}, expected a number from {least:,} to {most:,}")
 
     def k(self, side: Side) -> int:
         """Vectors per text on this side."""
@@ -336,7 +342,7 @@ class DiffusionConfig:
             "dim": self.dim,
             "query_maxlen": self.k_query,
             "doc_maxlen": self.passage_max_length,
-            "nbits": int(self.search.get("nbits", 2)),
+            "nbits": self.search.get("nbits", 2),
             "similarity": "cosine",
             "mask_punctuation": False,
         }

@@ -46,6 +46,10 @@ def test_a_released_folder_is_read_as_it_is() -> None:
         ({"length_bound": "words"}, "length_bound"),
         ({"projection": "magic"}, "projection"),
         ({"k_query": "four"}, "wrong type"),
+        ({"search": {"nbits": 3}}, "search: nbits is 3, expected 1, 2, 4 or 8"),
+        ({"search": {"nbits": 2.0}}, "search: nbits is 2.0"),
+        ({"search": {"bm25_weight": 5000}}, "bm25_weight is 5000, expected a number from 0 to 1,000"),
+        ({"search": {"predicted_weight": -0.1}}, "predicted_weight is -0.1"),
     ],
 )
 def test_a_config_that_cannot_be_meant_is_refused_in_one_line(tmp_path: Path, change: dict[str, object], message: str) -> None:

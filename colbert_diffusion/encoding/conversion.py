@@ -12,7 +12,6 @@ from torch import Tensor
 from ..backbones.backbone import Backbone
 from ..backbones.loading import load_backbone
 from ..backbones.sources import TOKENIZER_FILES, locate, settled
-from ..common.checks import is_number
 from ..common.errors import UserError
 from ..common.files import folder_aside, needing_room
 from ..common.locking import writing
@@ -23,8 +22,8 @@ from ..config import (
     CHECKPOINT,
     COLBERT_FILE,
     CONFIG_FILE,
-    NBITS,
     RELEASED,
+    WORD_WEIGHTS,
     DiffusionConfig,
     PromptParts,
     layout_of,
@@ -49,15 +48,9 @@ class _Kept(NamedTuple):
 
     def of(self, config: DiffusionConfig) -> DiffusionConfig:
         """A config with what was asked for; merging takes covering's place and the other way round."""
-        if self.nbits not in (None, *NBITS):
-            raise UserError(f"nbits is {self.nbits}, expected 1, 2, 4 or 8")
-        if self.nbits is not None:
-            config = replace(config, search={**config.search, "nbits": self.nbits})
-        if self.word_weight is not None:
-            if not is_number(self.word_weight, 0, 1000):
-                raise UserError(f"the weight of the words is {self.word_weight!r:.40}, expected 0 to 1000")
-            weights = {"bm25_weight": self.word_weight, "predicted_weight": self.word_weight}
-            config = replace(config, search={**config.search, **weights})
+        search = {"nbits": self.nbits} | dict.fromkeys(WORD_WEIGHTS, self.word_weight)
+        asked = {name: value for name, value in search.items() if value is not None}
+        config = replace(config, search={**config.search, **asked})
         if self.rotate:
             config = replace(config, projection="rotated")
         if self.merge_above is None and self.cover_above is None:
@@ -117,6 +110,7 @@ def convert(
     DiffusionCheckpoint('dream', k_query=1, k_passage=1, dim=128)
     """
     target, kept = Path(out), _Kept(merge_above, cover_above, nbits, word_weight, rotate)
+    kept.of(DiffusionConfig(""))  # what cannot be is refused before anything is fitted
     with needing_room(target), writing(target):
         if target.exists():
             raise UserError(f"{target} exists; choose another folder or delete it")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..common.checks import is_number
 from ..common.errors import UserError
+from ..config import HEAVIEST
 
 Rule = Literal["scaled", "minmax", "rrf"]
 RRF = 60  # Cormack, Clarke and Buettcher 2009
@@ -40,7 +41,7 @@ class Fusion:
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
             raise UserError(f'fusion rule "{self.rule}" is unknown; choose one of {list(get_args(Rule))}')
-        most = 1000 if self.rule == "scaled" else 1
+        most = HEAVIEST if self.rule == "scaled" else 1
         if not is_number(self.weight, 0, most):
             raise UserError(f"the weight of the words is {self.weight!r:.40}, expected 0 to {most}")
 

@@ -146,8 +146,10 @@ def test_a_nested_checkpoints_prefix_is_a_checkpoint_of_its_own(tiny_config: Dif
     assert merged.config.search["nbits"] == 4
     with pytest.raises(UserError, match="nbits is 3"):
         convert(str(tmp_path / "nested"), tmp_path / "odd", nbits=3)
-    with pytest.raises(UserError, match="weight of the words is -1"):
+    with pytest.raises(UserError, match=r"bm25_weight is -1, expected a number from 0 to 1,000"):
         convert(str(tmp_path / "nested"), tmp_path / "odd", word_weight=-1)
+    with pytest.raises(UserError, match=r"merge_above is 0.5 and cover_above 0.7"):
+        convert(str(tmp_path / "no such source"), tmp_path / "odd", merge_above=0.5, cover_above=0.7)
     weighed = convert(str(tmp_path / "merged"), tmp_path / "weighed", word_weight=0.2)
     assert weighed.config.search == {"nbits": 4, "bm25_weight": 0.2, "predicted_weight": 0.2}
     assert sum(map(len, merged.encode_document(texts))) < sum(map(len, whole))
