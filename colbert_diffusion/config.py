@@ -279,6 +279,11 @@ class DiffusionConfig:
             masks_passage=self.masks("passage"),
         )
 
+    @property
+    def nbits(self) -> int:
+        """Bits per dimension that an index of this checkpoint gets unless it is told otherwise."""
+        return int(self.search.get("nbits", 2))
+
     def prompt(self, side: Side) -> PromptParts:
         return self.query_prompt if side == "query" else self.passage_prompt
 
@@ -342,7 +347,7 @@ class DiffusionConfig:
             "dim": self.dim,
             "query_maxlen": self.k_query,
             "doc_maxlen": self.passage_max_length,
-            "nbits": self.search.get("nbits", 2),
+            "nbits": self.nbits,
             "similarity": "cosine",
             "mask_punctuation": False,
         }

@@ -224,7 +224,7 @@ def make_plan(
         identity = identify(checkpoint)
         config = identity.config
         _check_own(config, checkpoint, k=k, dim=dim)
-        k, dim, nbits = config.k_passage, config.dim, nbits or int(config.search.get("nbits", 2))
+        k, dim, nbits = config.k_passage, config.dim, nbits or config.nbits
         refused += unindexable(identity.path)
         if allocator(config) is not None:
             said.append("passages keep fewer vectors where they are alike: all figures are upper bounds")
